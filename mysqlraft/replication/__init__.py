@@ -1,0 +1,1 @@
+"""Joins the binlog to the log: capture, certification, reconciliation and apply."""
