@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Sets everything up on a Debian or Ubuntu machine: the virtual environment, the package, database servers.
+# A second run finds it all in place, takes a moment and needs no network.
+#
+#   deploy/setup.sh          for the demo: at least one kind of server
+#   deploy/setup.sh --dev    for the tests: both kinds of server, pytest, mypy, ruff
+set -euo pipefail
+here="$(dirname "${BASH_SOURCE[0]}")/lib"
+# shellcheck source=deploy/lib/common.sh
+. "$here/common.sh"
+. "$here/apt.sh"
+. "$here/servers.sh"
+. "$here/python.sh"
+
+mode=run servers=any
+case "${1:-}" in
+"") ;;
+--dev) mode=dev servers=all ;;
+*) fail "unknown argument $1" "Usage: deploy/setup.sh [--dev]" ;;
+esac
+
+[ "$(uname -s)" = Linux ] || fail "this is $(uname -s); mysqlraft runs on Linux"
+lock_cache
+ensure_python "$mode"
+ensure_servers "$servers"
+say "ready"
