@@ -1,0 +1,347 @@
+"""The daemon's configuration: the keys of its one YAML file, declared once.
+
+Reading, error messages, ``mysqlraft config``, and the test that holds docs/configuration.md and configs/example.yaml to
+the code all follow from these declarations. A password is not read with the file but when a connection needs it: so
+``mysqlraft status`` works for a user who may not see it, and a rotated password needs no reload.
+"""
+
+# ruff: noqa: RUF009 (key() and section() make dataclass fields)
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mysqlraft import keys
+from mysqlraft.keys import Address, ConfigError, Reader, Refused, Reload, key, section, sections
+
+__all__ = ["Address", "Config", "ConfigError", "load", "parse"]
+
+MAX_SITES = 15  # an origin is four bits in the certification map
+
+_KiB, _MiB, _GiB = 1 << 10, 1 << 20, 1 << 30
+
+
+def _pattern(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[^.\s]+\.[^.]+", value):
+        raise Refused("schema.table, where * stands for any characters and ? for one, as in shop.*")
+    return value
+
+
+def _ticks(value: Any) -> tuple[int, int]:
+    allowed = keys.integer(2, 10_000)
+    if isinstance(value, list) and len(value) == 2:
+        low, high = value
+        if allowed(low) < allowed(high):
+            return low, high
+    raise Refused("[lowest, highest], two integers from 2 to 10000, the first the smaller")
+
+
+def _loopback(value: Any) -> Address:
+    address = Address.parse(value)
+    if not address.loopback:
+        raise Refused("host:port on loopback: the admin API has no authentication")
+    return address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    id: int = key("The site's number: unique, and never another site's later.", keys.integer(1, MAX_SITES))
+    name: str = key("The site's name, unique.", keys.name)
+    address: Address = key("Where the other daemons reach this site's daemon.", Address.parse)
+    voter: bool = key("Whether the site votes in elections and counts for commits.", keys.boolean, default=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    id: str = key("The cluster's name: daemons of another cluster are refused.", keys.name)
+    sites: tuple[Site, ...] = sections(f"All sites, 1 to {MAX_SITES} of them.", Site)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminSettings:
+    listen: Address = key(
+        "Where the admin API listens; on loopback, as it has no authentication.",
+        _loopback,
+        default=Address("127.0.0.1", 7451),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    ca: Path | None = key(
+        "PEM file of the authority that signed the server's certificate; without it, the system's authorities.",
+        keys.path,
+        default=None,
+        reload=Reload.REPLICA,
+    )
+    cert: Path | None = key(
+        "PEM file of the client certificate, if the server asks for one.",
+        keys.path,
+        default=None,
+        reload=Reload.REPLICA,
+    )
+    key: Path | None = keys.key(
+        "PEM file of the client certificate's key.", keys.path, default=None, reload=Reload.REPLICA
+    )
+    verify_identity: bool = keys.key(
+        "Whether the server's certificate must name `mysql.host`.", keys.boolean, default=True, reload=Reload.REPLICA
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MysqlSettings:
+    host: str = key("The server's host.", keys.text, default="127.0.0.1", reload=Reload.REPLICA)
+    port: int = key("The server's port.", keys.integer(1, 65535), default=3306, reload=Reload.REPLICA)
+    socket: Path | None = key(
+        "The server's Unix socket, in place of `host` and `port`.", keys.path, default=None, reload=Reload.REPLICA
+    )
+    user: str = key("The daemon's account at the server.", keys.text, reload=Reload.REPLICA)
+    password_file: Path | None = key(
+        "A file that holds the password; a line break at its end does not count.",
+        keys.path,
+        default=None,
+        reload=Reload.REPLICA,
+    )
+    password_env: str | None = key(
+        "The environment variable that holds the password.", keys.text, default=None, reload=Reload.REPLICA
+    )
+    password: str | None = key(
+        "The password itself: for private servers only, such as the demo's.",
+        lambda value: value if value == "" else keys.text(value),
+        default=None,
+        reload=Reload.REPLICA,
+        secret=True,
+    )
+    connect_timeout: float = key(
+        "How long connecting may take.", keys.number(0.1, 300), default=10.0, unit="seconds", reload=Reload.REPLICA
+    )
+    tls: TlsSettings | None = section(
+        "TLS to the server; without this section, none.", TlsSettings, default=None, reload=Reload.REPLICA
+    )
+
+    def read_password(self) -> str:
+        """The password, or "" if none is configured.
+
+        Raises:
+            ConfigError: its file or environment variable cannot be read.
+        """
+        if self.password_file is not None:
+            try:
+                return self.password_file.read_text(encoding="utf-8").removesuffix("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"mysql.password_file: {self.password_file} cannot be read: {error}") from None
+        if self.password_env is not None:
+            if (secret := os.environ.get(self.password_env)) is None:
+                raise ConfigError(f"mysql.password_env: the environment variable {self.password_env} is not set")
+            return secret
+        return self.password or ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicateSettings:
+    """The same at every site. System schemas and ``mysqlraft`` itself are never replicated."""
+
+    include: tuple[str, ...] = key(
+        "Tables to replicate, `schema.table`, where `*` stands for any characters and `?` for one.",
+        keys.list_of(_pattern),
+        default=("*.*",),
+    )
+    exclude: tuple[str, ...] = key("Tables of these to leave out.", keys.list_of(_pattern), default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaftSettings:
+    tick_ms: int = key("The unit of every Raft timer.", keys.integer(5, 5000), default=50, unit="ms")
+    election_ticks: tuple[int, int] = key(
+        "A follower that hears nothing for a random time in this range stands for election. The lower end should be "
+        "at least ten times the worst round trip.",
+        _ticks,
+        default=(10, 20),
+        unit="ticks",
+    )
+    heartbeat_ticks: int = key("How often an idle leader is heard.", keys.integer(1, 5000), default=2, unit="ticks")
+    inflight_bytes: int = key(
+        "How much a leader sends to a follower ahead of its acknowledgements: at least bandwidth x round trip.",
+        keys.size(64 * _KiB, _GiB),
+        default=8 * _MiB,
+        unit="bytes",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureSettings:
+    position: str = key(
+        "How to name a place in the binlog: `gtid`, `file`, or `auto`: by GTID if the server uses them.",
+        keys.one_of("auto", "gtid", "file"),
+        default="auto",
+        reload=Reload.REPLICA,
+    )
+    part_bytes: int = key(
+        "Small transactions share a log entry up to this size; a larger one travels in parts of it.",
+        keys.size(4 * _KiB, 16 * _MiB),
+        default=_MiB,
+        unit="bytes",
+        reload=Reload.REPLICA,
+    )
+    window_bytes: int = key(
+        "How much may be proposed and not yet committed; capture then waits.",
+        keys.size(64 * _KiB, _GiB),
+        default=16 * _MiB,
+        unit="bytes",
+        reload=Reload.REPLICA,
+    )
+    mark_seconds: float = key(
+        "How often an idle site says in the log how far it has applied, so that the others can forget row keys.",
+        keys.number(0.1, 3600),
+        default=5.0,
+        unit="seconds",
+        reload=Reload.REPLICA,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplySettings:
+    batch_rows: int = key(
+        "The most rows in one server transaction, unless a single unit has more.",
+        keys.integer(1, 100_000),
+        default=2000,
+        unit="rows",
+        reload=Reload.REPLICA,
+    )
+    batch_bytes: int = key(
+        "The most bytes of rows in one server transaction, unless a single unit has more.",
+        keys.size(4 * _KiB, 64 * _MiB),
+        default=4 * _MiB,
+        unit="bytes",
+        reload=Reload.REPLICA,
+    )
+    policy: str = key(
+        "Who wins a conflict: `last_write_wins`, the later one in the log. The same at every site.",
+        keys.one_of("last_write_wins"),
+        default="last_write_wins",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    level: str = key(
+        "The least severe messages to print: `debug`, `info`, `warning` or `error`.",
+        keys.one_of("debug", "info", "warning", "error"),
+        default="info",
+        reload=Reload.NOW,
+    )
+    format: str = key(
+        "`text`: key=value; `json`: one object a line.", keys.one_of("text", "json"), default="text", reload=Reload.NOW
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole file. ``source`` and ``yaml`` are what was read: the replica process reads the same text again."""
+
+    source: Path
+    yaml: str = field(repr=False)
+
+    cluster: ClusterSettings = section("The cluster; the same at every site.", ClusterSettings)
+    site: str = key("Which of the cluster's sites this daemon is.", keys.name)
+    data_dir: Path = key("The directory of this daemon's log; made if it is missing.", keys.path)
+    listen: Address | None = key(
+        "Where to listen for the other daemons, if not at the site's own address.", Address.parse, default=None
+    )
+    insecure: bool = key(
+        "Must be `true` if any site's address is not on loopback: the links between sites are not encrypted yet and "
+        "belong on a private network.",
+        keys.boolean,
+        default=False,
+    )
+    admin: AdminSettings = section("The admin API.", AdminSettings, default=AdminSettings)
+    mysql: MysqlSettings = section("The site's server.", MysqlSettings)
+    replicate: ReplicateSettings = section(
+        "Which tables are replicated; the same at every site.", ReplicateSettings, default=ReplicateSettings
+    )
+    raft: RaftSettings = section("Consensus.", RaftSettings, default=RaftSettings)
+    capture: CaptureSettings = section("From the server's binlog to the log.", CaptureSettings, default=CaptureSettings)
+    apply: ApplySettings = section("From the log to the server.", ApplySettings, default=ApplySettings)
+    log: LogSettings = section("What the daemon prints.", LogSettings, default=LogSettings)
+
+    @property
+    def own(self) -> Site:
+        """The site that this daemon is."""
+        return next(site for site in self.cluster.sites if site.name == self.site)
+
+    @property
+    def bind(self) -> Address:
+        """Where this daemon listens for the others."""
+        return self.listen or self.own.address
+
+
+def load(source: str | os.PathLike[str]) -> Config:
+    """Reads and checks a file.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    source = Path(source)
+    try:
+        text = source.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: not UTF-8: {error}") from None
+    return parse(text, source)
+
+
+def parse(text: str, source: Path) -> Config:
+    """Checks what was read from ``source``.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    reader = Reader(source)
+    config = reader.read(Config, text, source=source, yaml=text)
+    for at, reason in _contradictions(config):
+        reader.problem(at, reason)
+    reader.check()
+    return config
+
+
+def _contradictions(config: Config) -> list[tuple[str, str]]:
+    """(key path, reason) of what no single key can tell."""
+    found: list[tuple[str, str]] = []
+    sites = config.cluster.sites
+    if not 1 <= len(sites) <= MAX_SITES:
+        found.append(("cluster.sites", f"{len(sites)} sites are not allowed: 1 to {MAX_SITES}"))
+    elif not any(site.voter for site in sites):
+        found.append(("cluster.sites", "voter: false at every site is not allowed: at least one must vote"))
+    for unique in ("id", "name", "address"):
+        values = [getattr(site, unique) for site in sites]
+        for n, value in enumerate(values):
+            if (first := values.index(value)) < n:
+                taken = f"{value} is not allowed: cluster.sites[{first}] has it already"
+                found.append((f"cluster.sites[{n}].{unique}", taken))
+    if config.site not in (names := [site.name for site in sites]):
+        found.append(("site", f"{config.site!r} is not allowed: one of {', '.join(names)}"))
+    far = next((site for site in sites if not site.address.loopback), None)
+    if far is not None and not config.insecure:
+        reason = (
+            f"false is not allowed: {far.name} ({far.address}) is not on loopback, and the links between sites are "
+            "not encrypted yet; true says that they run through a private network"
+        )
+        found.append(("insecure", reason))
+    ways = [way for way in ("password_file", "password_env", "password") if getattr(config.mysql, way) is not None]
+    if len(ways) > 1:
+        found.append((f"mysql.{ways[1]}", f"{' and '.join(ways)} together are not allowed: one of them"))
+    tls = config.mysql.tls
+    if tls is not None and (tls.cert is None) != (tls.key is None):
+        found.append(("mysql.tls", "cert and key are only allowed together"))
+    if config.raft.heartbeat_ticks * 2 > config.raft.election_ticks[0]:
+        reason = (
+            f"{config.raft.heartbeat_ticks} is not allowed: at most half of election_ticks' lower end "
+            f"({config.raft.election_ticks[0]}), or one lost heartbeat starts an election"
+        )
+        found.append(("raft.heartbeat_ticks", reason))
+    return found
