@@ -178,7 +178,9 @@ def _differing_rows(
         if only_a or only_b or a != b:
             differing += 1
             if differing <= _SHOWN:
-                lines.extend(_describe(names, width, None if only_b else a, None if only_a else b, one_site, other_site))
+                lines.extend(
+                    _describe(names, width, None if only_b else a, None if only_a else b, one_site, other_site)
+                )
         rows += not only_b
         if not only_b:
             a = next(left, None)
@@ -212,14 +214,15 @@ def _rows(
 ) -> Iterator[Row]:
     """The rows as the server prints them, as bytes, in the byte order of their keys.
 
-    The keys come first, as HEX(): a collation orders differently from their bytes, and this order must be ours too.
+    The keys come first, as HEX(): a collation's order is not that of the bytes, and this order must be ours too.
     """
-    hexed = ", ".join(f"HEX({_quote(name)})" for name in keys)
+    hexed = ", ".join(f"HEX(CAST({_quote(name)} AS BINARY))" for name in keys)
     plain = ", ".join(_quote(name) for name in names)
     order = ", ".join(str(n + 1) for n in range(len(keys)))
     with connection.cursor() as setup:
         setup.execute("SET SESSION time_zone = '+00:00'")
-        setup.execute("SET NAMES binary")
+        # No conversion between character sets on the way out: the stored bytes are what is compared.
+        setup.execute("SET SESSION character_set_results = binary")
     decoders, connection.decoders = connection.decoders, {}
     try:
         with connection.cursor(SSCursor) as cursor:

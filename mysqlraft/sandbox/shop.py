@@ -44,7 +44,8 @@ TABLES: tuple[str, ...] = (
         id INT UNSIGNED NOT NULL PRIMARY KEY,
         tiny TINYINT NULL, small SMALLINT UNSIGNED NULL, medium MEDIUMINT NULL, big BIGINT UNSIGNED NULL,
         exact DECIMAL(30,10) NULL, single FLOAT NULL, twofold DOUBLE NULL, bits BIT(17) NULL,
-        born DATE NULL, clock TIME(3) NULL, stamp TIMESTAMP(6) NULL DEFAULT NULL, moment DATETIME(2) NULL, vintage YEAR NULL,
+        born DATE NULL, clock TIME(3) NULL, stamp TIMESTAMP(6) NULL DEFAULT NULL,
+        moment DATETIME(2) NULL, vintage YEAR NULL,
         fixed CHAR(12) CHARACTER SET latin1 NULL, padded BINARY(6) NULL, bytes VARBINARY(300) NULL,
         words MEDIUMTEXT CHARACTER SET utf8mb4 NULL, lump MEDIUMBLOB NULL, doc JSON NULL,
         code BINARY(8) NOT NULL, doubled BIGINT UNSIGNED AS (small * 2) STORED,
@@ -144,7 +145,12 @@ class Planner:
         return ("UPDATE shop.accounts SET balance = balance + %s, version = version + 1 WHERE id = %s", (amount, key))
 
     def _email(self) -> list[Statement]:
-        return [("UPDATE shop.accounts SET email = %s, version = version + 1 WHERE id = %s", (self._address(), self._account()))]
+        return [
+            (
+                "UPDATE shop.accounts SET email = %s, version = version + 1 WHERE id = %s",
+                (self._address(), self._account()),
+            )
+        ]
 
     def _rename(self) -> list[Statement]:
         return [("UPDATE shop.accounts SET id = %s WHERE id = %s", (self._account(), self._account()))]
@@ -165,7 +171,7 @@ class Planner:
             None if rng.random() < 0.1 else rng.randrange(10_000_000) / 1000,
             rng.choice(_STATES),
             rng.choice(_FLAGS),
-            f"20{rng.randrange(10, 30)}-0{rng.randrange(1, 10)}-{rng.randrange(10, 29)} 12:00:00.{rng.randrange(10**6):06d}",
+            f"20{rng.randrange(10, 30)}-02-{rng.randrange(10, 29)} 12:00:00.{rng.randrange(10**6):06d}",
         )
 
     def _order(self) -> list[Statement]:
@@ -209,7 +215,7 @@ class Planner:
             maybe(rng.randbytes(rng.randrange(300))),
             maybe("語" * rng.randrange(200)),
             maybe(rng.randbytes(rng.choice((0, 10, 3000)))),
-            maybe('{"n": [1, 2.5, null, "é"], "site": %d}' % self._site),
+            maybe(f'{{"n": [1, 2.5, null, "é"], "site": {self._site}}}'),
             rng.randrange(self._keys).to_bytes(8, "big"),
         )
         columns = (
@@ -228,7 +234,12 @@ class Planner:
         # In key order, as an application does that does not want to deadlock with itself.
         first, second = sorted((self._account(), self._account()))
         amount = self._rng.randrange(1, 100)
-        return [self._add(first, -amount), self._add(second, amount), *self._order(), self._line(f"{first} -> {second}")]
+        return [
+            self._add(first, -amount),
+            self._add(second, amount),
+            *self._order(),
+            self._line(f"{first} -> {second}"),
+        ]
 
     def _many(self) -> list[Statement]:
         low = self._rng.randrange(self._keys)
