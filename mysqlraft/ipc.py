@@ -1,0 +1,260 @@
+"""What the two processes of a daemon say to each other, over one socketpair.
+
+A frame is a big-endian u32 length and that many bytes of msgpack: an array of a `Say` and its fields.
+
+    consensus -> replica                          replica -> consensus
+    START    path, text of the configuration      WANT     first index, credit in bytes
+    ENTRIES  commit index, [entry, ...]           CREDIT   bytes more
+    HELD     session, sequence                    PROPOSE  session, sequence, payload
+    FETCHED  request, [entry, ...], error         FETCH    request, first index, last index
+    STOP                                          STATUS   {...}
+
+Committed entries are pushed as they come, never asked for one by one: the replica gives credit, an entry's payload
+uses it up, and what has been taken by apply becomes credit again. Proposals go the other way without an answer; HELD
+says up to which one the log holds them (committed), which is what bounds the bytes outstanding. Both ends always read,
+and everything that can queue is bounded by credit and window, so neither can block the other.
+
+The end of the stream is the end of the other process. The replica then exits at once: its server keeps what it
+committed, and everything else is in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from typing import Any, NamedTuple, NoReturn
+
+import msgpack
+
+MAX_FRAME = 256 << 20
+"""Bytes. Far above any entry; a longer frame means that the two processes do not speak the same language."""
+
+CREDIT = 8 << 20
+"""Bytes of committed entries that may wait in the replica for apply to take them."""
+
+_LENGTH = struct.Struct(">I")
+
+
+class Say(IntEnum):
+    START = 0
+    ENTRIES = 1
+    HELD = 2
+    FETCHED = 3
+    STOP = 4
+    WANT = 16
+    CREDIT = 17
+    PROPOSE = 18
+    FETCH = 19
+    STATUS = 20
+
+
+class LogEntry(NamedTuple):
+    """A committed entry as the replica sees it. Entries that are Raft's own have origin 0 and no payload."""
+
+    index: int  # type: ignore[assignment]  # a tuple's own index() is of no use here
+    origin: int
+    session: int
+    sequence: int
+    payload: bytes
+
+
+class LinkError(Exception):
+    """A frame that is none, or an answer that says why there is no other."""
+
+
+def frame(*message: Any) -> bytes:
+    packed: bytes = msgpack.packb(message)
+    return _LENGTH.pack(len(packed)) + packed
+
+
+class Channel(asyncio.Protocol):
+    """The consensus process's end: calls ``received(message)`` for each frame and ``closed()`` at the end."""
+
+    def __init__(self, received: Callable[[list[Any]], None], closed: Callable[[], None]) -> None:
+        self._received = received
+        self._closed = closed
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    def say(self, *message: Any) -> None:
+        """Sends a message; does nothing once the channel is closed."""
+        if self._transport is not None:
+            self._transport.write(frame(*message))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        while len(buffer) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > MAX_FRAME:
+                raise LinkError(f"the replica process sent a frame of {length} bytes")
+            if len(buffer) - at - _LENGTH.size < length:
+                break
+            at += _LENGTH.size
+            with memoryview(buffer) as view:
+                message = msgpack.unpackb(view[at : at + length], strict_map_key=False)
+            at += length
+            self._received(message)
+        del buffer[:at]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._closed()
+
+
+class Link:
+    """The replica process's end, for threads that block.
+
+    Made first of all in the process: the first message is the configuration. Then `start` reads on in a thread of its
+    own. `stopping` is set when consensus asks for an orderly end.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._stream = sock.makefile("rb", buffering=1 << 18)
+        self._sending = threading.Lock()
+        self._entries: queue.SimpleQueue[list[LogEntry]] = queue.SimpleQueue()
+        self._window = threading.Condition()
+        self._outstanding: deque[tuple[int, int, int]] = deque()  # (session, sequence, bytes), in order
+        self._outstanding_bytes = 0
+        self._fetching = threading.Lock()
+        self._fetched: queue.SimpleQueue[tuple[int, list[LogEntry], str | None]] = queue.SimpleQueue()
+        self._requests = 0
+        self.window_bytes = 16 << 20
+        self.commit_index = 0
+        self.stopping = threading.Event()
+
+    def read_configuration(self) -> tuple[str, str]:
+        """(path, text) of the configuration; call it once, before `start`."""
+        message = self._read()
+        if message[0] != Say.START:
+            raise LinkError(f"expected the configuration, not message {message[0]}")
+        return message[1], message[2]
+
+    def start(self) -> None:
+        threading.Thread(target=self._serve, name="link", daemon=True).start()
+
+    # Committed entries.
+
+    def want(self, first: int) -> None:
+        """Asks for all committed entries from index ``first`` on, once and for all."""
+        self._say(Say.WANT, first, CREDIT)
+
+    def take(self, timeout: float | None = None) -> list[LogEntry]:
+        """The next entries, or none after ``timeout`` seconds."""
+        try:
+            entries = self._entries.get(timeout=timeout)
+        except queue.Empty:
+            return []
+        self._say(Say.CREDIT, sum(len(entry.payload) for entry in entries))
+        return entries
+
+    def fetch(self, first: int, last: int) -> Iterator[LogEntry]:
+        """Reads committed entries from ``first`` to ``last`` again, a bounded chunk at a time.
+
+        Raises:
+            LinkError: the log does not hold them any more.
+        """
+        while first <= last:
+            with self._fetching:
+                self._requests += 1
+                self._say(Say.FETCH, self._requests, first, last)
+                _, entries, error = self._fetched.get()
+            if error is not None:
+                raise LinkError(error)
+            yield from entries
+            first = entries[-1].index + 1
+
+    # Proposals.
+
+    def propose(self, session: int, sequence: int, payload: bytes) -> bool:
+        """Hands over a proposal; waits while more than `window_bytes` are outstanding. False: stopping instead."""
+        with self._window:
+            self._window.wait_for(lambda: self._outstanding_bytes < self.window_bytes or self.stopping.is_set())
+            if self.stopping.is_set():
+                return False
+            self._outstanding.append((session, sequence, len(payload)))
+            self._outstanding_bytes += len(payload)
+        self._say(Say.PROPOSE, session, sequence, payload)
+        return True
+
+    def new_session(self) -> None:
+        """What older sessions still have outstanding does not count any more."""
+        with self._window:
+            self._outstanding.clear()
+            self._outstanding_bytes = 0
+            self._window.notify_all()
+
+    @property
+    def outstanding_bytes(self) -> int:
+        return self._outstanding_bytes
+
+    def report(self, status: dict[str, Any]) -> None:
+        """Tells consensus how the replica is."""
+        self._say(Say.STATUS, status)
+
+    # The wire.
+
+    def _say(self, *message: Any) -> None:
+        data = frame(*message)
+        try:
+            with self._sending:
+                self._socket.sendall(data)
+        except OSError:
+            _exit_with_consensus()
+
+    def _read(self) -> list[Any]:
+        try:
+            head = self._stream.read(_LENGTH.size)
+            (length,) = _LENGTH.unpack(head) if len(head) == _LENGTH.size else (0,)
+            body = self._stream.read(length)
+        except OSError:
+            _exit_with_consensus()
+        if not length or len(body) < length:
+            _exit_with_consensus()
+        message: list[Any] = msgpack.unpackb(body, strict_map_key=False)
+        return message
+
+    def _serve(self) -> None:
+        while True:
+            message = self._read()
+            say = message[0]
+            if say == Say.ENTRIES:
+                self.commit_index = message[1]
+                if message[2]:
+                    self._entries.put([LogEntry(*entry) for entry in message[2]])
+            elif say == Say.HELD:
+                self._held(message[1], message[2])
+            elif say == Say.FETCHED:
+                self._fetched.put((message[1], [LogEntry(*entry) for entry in message[2]], message[3]))
+            elif say == Say.STOP:
+                with self._window:
+                    self.stopping.set()
+                    self._window.notify_all()
+
+    def _held(self, session: int, sequence: int) -> None:
+        with self._window:
+            while self._outstanding and self._outstanding[0][:2] <= (session, sequence):
+                self._outstanding_bytes -= self._outstanding.popleft()[2]
+            self._window.notify_all()
+
+
+def _exit_with_consensus() -> NoReturn:
+    """Ends this process at once, from whatever thread: there is nobody left to work for."""
+    os._exit(0)
