@@ -1,0 +1,235 @@
+"""The configuration: what is read, what is refused and how, and that the documentation tells the truth."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mysqlraft import config, keys
+from mysqlraft.cli.config import reference
+from mysqlraft.config import Address, Config, ConfigError
+
+ROOT = Path(__file__).parent.parent
+
+MINIMAL = """\
+cluster:
+  id: test
+  sites:
+    - {id: 1, name: tokyo, address: "127.0.0.1:7450"}
+    - {id: 2, name: oslo, address: "127.0.0.1:7460"}
+site: tokyo
+data_dir: data
+mysql: {user: root}
+"""
+
+
+def read(text: str) -> Config:
+    return config.parse(text, Path("tokyo.yaml"))
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    return list(caught.value.problems)
+
+
+def test_defaults() -> None:
+    read_config = read(MINIMAL)
+    assert read_config.own.id == 1
+    assert read_config.bind == Address("127.0.0.1", 7450)
+    assert read_config.raft.election_ticks == (10, 20)
+    assert read_config.capture.part_bytes == 1 << 20
+    assert read_config.mysql.read_password() == ""
+    assert read_config.replicate.include == ("*.*",)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("site: paris", "tokyo.yaml:6: site: 'paris' is not allowed: one of tokyo, oslo"),
+        ("mysql: {user: root, passwrd: x}", "tokyo.yaml:8: mysql.passwrd: unknown key; did you mean password?"),
+        ("mysql: {user: root, colour: x}", "tokyo.yaml:8: mysql.colour: unknown key; known here: host, port, socket"),
+        ("mysql: {port: 3306}", "tokyo.yaml:8: mysql.user: is missing: The daemon's account at the server."),
+        ("mysql: root", "tokyo.yaml:8: mysql: 'root' is not allowed: a section of keys"),
+        ("mysql: {user: root, port: 70000}", "mysql.port: 70000 is not allowed: an integer from 1 to 65535"),
+        ("mysql: {user: root, port: true}", "mysql.port: True is not allowed: an integer from 1 to 65535"),
+        ("mysql: {user: root, password: 7}", "mysql.password: **** is not allowed: a text"),
+        ("mysql: {user: root, password: a, password_env: B}", "password_env and password together are not allowed"),
+        ("mysql: {user: root, tls: {cert: c.pem}}", "mysql.tls: cert and key are only allowed together"),
+        ("raft: {tick_ms: 1}", "tokyo.yaml:9: raft.tick_ms: 1 is not allowed: an integer from 5 to 5000 (ms)"),
+        ("raft: {election_ticks: [20, 10]}", "[20, 10] is not allowed: [lowest, highest], two integers"),
+        ("raft: {election_ticks: 10}", "raft.election_ticks: 10 is not allowed: [lowest, highest]"),
+        ("raft: {heartbeat_ticks: 6}", "raft.heartbeat_ticks: 6 is not allowed: at most half of election_ticks'"),
+        ("raft: {inflight_bytes: 8MB}", "'8MB' is not allowed: a size from 64KiB to 1GiB, as in 8MiB"),
+        ("capture: {position: here}", "capture.position: 'here' is not allowed: one of auto, gtid, file"),
+        ("capture: {mark_seconds: .nan}", "capture.mark_seconds: nan is not allowed: a number from 0.1 to 3600"),
+        ("replicate: {include: shop.*}", "replicate.include: 'shop.*' is not allowed: a list"),
+        ("replicate: {include: [shop]}", "replicate.include: ['shop'] is not allowed: a list, each item: schema.table"),
+        ('admin: {listen: "0.0.0.0:7451"}', "admin.listen: '0.0.0.0:7451' is not allowed: host:port on loopback"),
+        ("listen: 7450", "listen: 7450 is not allowed: host:port, as in 10.0.0.1:7450"),
+        ("log: {level: loud}", "log.level: 'loud' is not allowed: one of debug, info, warning, error"),
+        ("insecure: 1", "insecure: 1 is not allowed: true or false"),
+        ("raft: {}\nraft: {}", "tokyo.yaml:10: raft: is given twice"),
+        ("data_dir: ''", "tokyo.yaml:7: data_dir: '' is not allowed: a text that is not empty"),
+        ("log: &a {level: *a}", "log.level: an alias that contains itself is not allowed"),
+        ("cluster: {id: test, sites: []}", "cluster.sites: 0 sites are not allowed: 1 to 15"),
+        ("cluster: {id: test, sites: x}", "cluster.sites: 'x' is not allowed: a list of sections"),
+        ("cluster: {id: a b, sites: []}", "cluster.id: 'a b' is not allowed: 1 to 64 letters"),
+        ("- a\n- b", "not YAML"),
+        ("site: [", "not YAML"),
+    ],
+)
+def test_refusals_name_key_value_and_what_is_allowed(change: str, expected: str) -> None:
+    lines = MINIMAL.splitlines()
+    name = change.partition(":")[0]
+    # In the place of the key that it changes, so that the lines are those of MINIMAL.
+    at = next((n for n, line in enumerate(lines) if line.startswith(f"{name}:")), len(lines))
+    if change.count("\n"):
+        at = len(lines)
+    lines[at : at + (5 if name == "cluster" else 1)] = change.splitlines()
+    text = "\n".join(lines)
+    found = problems(text)
+    print(found)
+    assert any(expected in problem for problem in found), found
+
+
+def test_every_problem_is_named_at_once() -> None:
+    found = problems(MINIMAL.replace("root", "''") + "raft: {tick: 1, tick_ms: 1}\nlog: {format: xml}\n")
+    assert [problem.split(": ")[1] for problem in found] == ["mysql.user", "raft.tick", "raft.tick_ms", "log.format"]
+
+
+@pytest.mark.parametrize(
+    ("sites", "expected"),
+    [
+        ("[{id: 1, name: a, address: 'localhost:1'}, {id: 1, name: b, address: 'localhost:2'}]", "sites[1].id: 1 is"),
+        ("[{id: 1, name: a, address: 'localhost:1'}, {id: 2, name: a, address: 'localhost:2'}]", "sites[1].name: a is"),
+        ("[{id: 1, name: a, address: 'localhost:1'}, {id: 2, name: b, address: 'localhost:1'}]", "sites[1].address:"),
+        ("[{id: 16, name: a, address: 'localhost:1'}]", "sites[0].id: 16 is not allowed: an integer from 1 to 15"),
+        ("[{id: 1, name: a, address: localhost}]", "sites[0].address: 'localhost' is not allowed: host:port"),
+        ("[{id: 1, name: a, address: 'localhost:1', voter: false}]", "at least one must vote"),
+        (
+            "[{id: 1, name: a, address: '10.0.0.1:1'}]",
+            "insecure: false is not allowed: a (10.0.0.1:1) is not on loopback",
+        ),
+        ("[{id: 1, name: a, adress: 'localhost:1'}]", "cluster.sites[0].adress: unknown key; did you mean address?"),
+    ],
+)
+def test_cluster(sites: str, expected: str) -> None:
+    text = f"cluster:\n  id: test\n  sites: {sites}\nsite: a\ndata_dir: d\nmysql: {{user: root}}\n"
+    assert any(expected in problem for problem in problems(text))
+
+
+@pytest.mark.parametrize(
+    ("written", "host", "port"),
+    [
+        ("db.example.net:1", "db.example.net", 1),
+        ("[2001:db8::1]:7450", "2001:db8::1", 7450),
+        ("10.0.0.1:65535", "10.0.0.1", 65535),
+    ],
+)
+def test_addresses(written: str, host: str, port: int) -> None:
+    assert Address.parse(written) == Address(host, port)
+    assert str(Address.parse(written)) == written
+
+
+@pytest.mark.parametrize("written", ["10.0.0.1", "::1:7450", "h:0", "h:65536", "h:1:2", "", ":1", "h h:1", 7450, None])
+def test_no_addresses(written: Any) -> None:
+    with pytest.raises(keys.Refused):
+        Address.parse(written)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        config.load(tmp_path / "absent.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"site: caf\xe9")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        config.load(tmp_path / "latin.yaml")
+
+
+def test_passwords_are_read_when_needed_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "password"
+    from_file = read(MINIMAL.replace("root", f"root, password_file: {secret}"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        from_file.mysql.read_password()
+    secret.write_text("hidden word \n")
+    assert from_file.mysql.read_password() == "hidden word "
+
+    from_environment = read(MINIMAL.replace("root", "root, password_env: SITE_PASSWORD"))
+    monkeypatch.delenv("SITE_PASSWORD", raising=False)
+    with pytest.raises(ConfigError, match="SITE_PASSWORD is not set"):
+        from_environment.mysql.read_password()
+    monkeypatch.setenv("SITE_PASSWORD", "hidden")
+    assert from_environment.mysql.read_password() == "hidden"
+
+    plain = read(MINIMAL.replace("root", "root, password: hidden"))
+    assert plain.mysql.read_password() == "hidden"
+    for one in (from_file, from_environment, plain):
+        assert "hidden" not in repr(one)
+        assert "hidden" not in str(keys.effective(one))
+
+
+def test_changes_know_what_a_reload_may_do() -> None:
+    old = read(MINIMAL)
+    new = read(
+        MINIMAL.replace("root", "other, tls: {}").replace("7460", "7470")
+        + "log: {level: debug}\nraft: {tick_ms: 20}\napply: {batch_rows: 10}\n"
+    )
+    assert keys.changed(old, new) == {
+        "cluster.sites": keys.Reload.RESTART,
+        "mysql.user": keys.Reload.REPLICA,
+        "mysql.tls": keys.Reload.REPLICA,
+        "raft.tick_ms": keys.Reload.RESTART,
+        "apply.batch_rows": keys.Reload.REPLICA,
+        "log.level": keys.Reload.NOW,
+    }
+    assert keys.changed(old, old) == {}
+
+
+# The documentation.
+
+
+def test_effective_reads_back() -> None:
+    read_config = config.load(ROOT / "configs" / "example.yaml")
+    shown = keys.effective(read_config)
+    again = config.parse(yaml.safe_dump(shown), Path("again.yaml"))
+    assert keys.effective(again) == shown
+
+
+def test_reference_is_in_the_documentation() -> None:
+    document = (ROOT / "docs" / "configuration.md").read_text()
+    assert "\n".join(reference()) in document, (
+        "mysqlraft config --reference prints what docs/configuration.md must hold"
+    )
+
+
+def test_example_explains_every_key_with_its_default() -> None:
+    text = (ROOT / "configs" / "example.yaml").read_text()
+    example = config.load(ROOT / "configs" / "example.yaml")
+    # What an example cannot leave at its default.
+    own = {"insecure", "mysql.password_file"}
+    for path, key, default in keys.walk(Config):
+        name = path.rpartition(".")[2]
+        assert re.search(rf"(^|[{{ ,#]){name}:", text, re.M), f"{path} is not in the example"
+        if "[]" in path or path in own or default is MISSING:
+            continue
+        value: Any = example
+        for step in path.split("."):
+            value = getattr(value, step, None)
+        if not path.startswith("mysql.tls"):
+            assert value == default, path
+        mark = {keys.Reload.NOW: "[now]", keys.Reload.REPLICA: "[replica]", keys.Reload.RESTART: None}[key.reload]
+        if mark:
+            assert re.search(rf"{name}:.*{re.escape(mark)}", text), f"{path} is not marked {mark}"
+
+
+def test_demo_sites() -> None:
+    sites = [config.load(path) for path in sorted((ROOT / "configs" / "demo").glob("*.yaml"))]
+    assert sorted(one.own.id for one in sites) == [1, 2, 3, 4, 5, 6]
+    assert len({one.cluster for one in sites}) == 1
+    endpoints = [one.bind for one in sites] + [one.admin.listen for one in sites]
+    assert len(set(endpoints)) == len(endpoints)
