@@ -1,0 +1,1 @@
+"""The server's binlog: the dump connection, events, row images and row keys. Knows nothing of Raft."""

@@ -1,0 +1,76 @@
+"""Rows for people to read, as JSON: exact or hexadecimal, the same text at every site, and never an exception.
+
+Needs no server: what a value means is in the table map alone.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import pymysql.charset
+
+from mysqlraft.binlog.rows import RowsError, fields
+from mysqlraft.binlog.tablemap import BINARY_COLLATION, Column, ColumnType
+from mysqlraft.binlog.values import ValueFormError, scalar, value_of
+
+_T = ColumnType
+
+
+def row_json(columns: Sequence[Column], image: bytes) -> str:
+    """One JSON object: column name -> value, in the table's order.
+
+    NULL is null; integers and finite floating-point numbers are numbers; decimals, dates and times the server's text
+    (a TIMESTAMP in UTC); an ENUM its label, a SET its labels; strings text if they are valid in their character set;
+    a VECTOR a list; everything else, and whatever cannot be read, is "0x" and hexadecimal digits.
+    """
+    try:
+        found = {
+            column.name or f"@{column.index + 1}": None if field is None else _shown(column, field)
+            for column, field in zip(columns, fields(columns, image), strict=True)
+        }
+    except RowsError:
+        return json.dumps({"unreadable": _hex(image)})
+    return json.dumps(found, ensure_ascii=False)
+
+
+def _hex(value: bytes) -> str:
+    return "0x" + value.hex()
+
+
+def _shown(column: Column, field: bytes) -> Any:
+    value = value_of(column, field)
+    try:
+        return _readable(column, value)
+    except (ValueFormError, ValueError, LookupError, OverflowError, struct.error):
+        return _hex(value)
+
+
+def _readable(column: Column, value: bytes) -> Any:
+    kind = column.type
+    if kind in (_T.FLOAT, _T.DOUBLE):
+        (number,) = struct.unpack("<f" if kind is _T.FLOAT else "<d", value)
+        return number
+    if kind is _T.ENUM:
+        number = int.from_bytes(value, "little")
+        return _text(column.labels[number - 1], column.collation) if number else ""
+    if kind is _T.SET:
+        bits = int.from_bytes(value, "little")
+        return [_text(label, column.collation) for n, label in enumerate(column.labels) if bits >> n & 1]
+    if kind is _T.VECTOR:
+        return list(struct.unpack(f"<{len(value) // 4}f", value))
+    if kind in (_T.VARCHAR, _T.VAR_STRING, _T.STRING, _T.BLOB):
+        return _text(value, column.collation)
+    return scalar(column, value)
+
+
+def _text(value: bytes, collation: int | None) -> str:
+    if collation is None or collation == BINARY_COLLATION:
+        return _hex(value)
+    try:
+        encoding = pymysql.charset.charset_by_id(collation).encoding
+    except KeyError:
+        encoding = "utf-8"
+    return value.decode(encoding)
