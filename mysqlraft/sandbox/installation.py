@@ -120,7 +120,9 @@ def _candidates(engine: Engine) -> Iterator[Installation]:
 
 def _private_loader(prefix: Path) -> tuple[str, ...]:
     """Runs a program of another distribution release: with that release's own C library and loader."""
-    loader = next((p for d in ("usr/lib64", "lib64", "usr/lib", "lib") for p in (prefix / d).glob("**/ld-linux*")), None)
+    loader = next(
+        (p for d in ("usr/lib64", "lib64", "usr/lib", "lib") for p in (prefix / d).glob("**/ld-linux*")), None
+    )
     if loader is None:
         return ()
     directories = [p for d in ("usr/lib", "lib") for p in (prefix / d).glob("*-linux-gnu*") if p.is_dir()]

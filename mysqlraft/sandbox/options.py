@@ -66,8 +66,8 @@ def default_options(installation: Installation, directory: Path, *, port: int, s
             options["plugin_dir"] = str(installation.plugin_dir)
     if installation.engine == "mysql":
         options["mysqlx"] = "OFF"
-        if gtid:
-            options |= {"gtid_mode": "ON", "enforce_gtid_consistency": "ON"}
+        # Said in either case: the default changed from OFF to ON with MySQL 9.
+        options |= dict.fromkeys(("gtid_mode", "enforce_gtid_consistency"), "ON" if gtid else "OFF")
         if installation.version >= (8, 0, 30):
             options["innodb_redo_log_capacity"] = "64M"
         else:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 # Runs in the child, in place of a preexec_fn (which may deadlock in a process with threads): asks for SIGKILL at the
 # parent's death, checks that the parent had not died before that, and becomes the wanted program.
@@ -49,7 +49,7 @@ class _Spawner:
         while True:
             future, argv, options = self._jobs.get()
             try:
-                future.set_result(subprocess.Popen(argv, **options))
+                future.set_result(cast("subprocess.Popen[bytes]", subprocess.Popen(argv, **options)))
             except BaseException as error:
                 future.set_exception(error)
 

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -48,6 +49,7 @@ __all__ = [
     "find_server",
     "find_servers",
     "start_all",
+    "stop_all",
 ]
 
 ROOT: Final = "root"
@@ -101,9 +103,7 @@ class Server:
         try:
             defaults = default_options(installation, directory, port=lease.port, server_id=server_id, gtid=gtid)
             configuration = {**defaults, **normalised(options or {})}
-            template = ensure_template(
-                installation, configuration, lambda work, password: _secure(installation, work, configuration, password)
-            )
+            template = ensure_template(installation, configuration, partial(_secure, installation))
             server = cls(installation, directory, lease, server_id, template.password)
             configuration["socket"] = str(server.socket)
             template.copy_to(directory / "data")
@@ -153,7 +153,7 @@ class Server:
         self.socket.unlink(missing_ok=True)
         with (self.directory / "output.log").open("ab") as output:
             self._process = spawn_bound(
-                self.installation.command() + [f"--defaults-file={self.directory / 'my.cnf'}"],
+                [*self.installation.command(), f"--defaults-file={self.directory / 'my.cnf'}"],
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -177,16 +177,21 @@ class Server:
         """Shuts the server down cleanly. One that takes longer than `timeout` seconds is killed: ServerError."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            # A stopped (SIGSTOP) server could not act on the other signal.
-            self._process.send_signal(signal.SIGCONT)
-            self._process.terminate()
+        if self.running:
+            self.request_stop()
             try:
                 self._process.wait(timeout)
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise ServerError(f"{self} did not stop in {timeout:g} s and was killed{self._log_tail()}") from None
         self._process = None
+
+    def request_stop(self) -> None:
+        """Tells the server to shut down cleanly, without waiting for it."""
+        if self._process is not None and self._process.poll() is None:
+            # A halted (SIGSTOP) server could not act on the other signal.
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
 
     def kill(self) -> None:
         """Kills the server (SIGKILL), as a crash of the program would. Does nothing if it does not run."""
@@ -228,9 +233,7 @@ class Server:
         if user is None or user == ROOT:
             user, password = ROOT, self.password if password is None else password
         settings = {"charset": "utf8mb4", **way, **options}
-        return pymysql.connect(
-            user=user, password=password or "", database=database, autocommit=autocommit, **settings
-        )
+        return pymysql.connect(user=user, password=password or "", database=database, autocommit=autocommit, **settings)
 
     def error_log(self) -> str:
         """What the server wrote to its error log, and before that to its standard output."""
@@ -271,7 +274,7 @@ class Server:
 
 
 def start_all(servers: Iterable[Server], *, timeout: float = 60.0) -> None:
-    """Starts several servers at the same time and waits for all of them. Raises ServerError for the first that fails."""
+    """Starts several servers at the same time and waits for all. Raises ServerError for the first that fails."""
     started = list(servers)
     for server in started:
         server.launch()
@@ -280,24 +283,31 @@ def start_all(servers: Iterable[Server], *, timeout: float = 60.0) -> None:
         server.wait_ready(max(1.0, deadline - time.monotonic()))
 
 
+def stop_all(servers: Iterable[Server], *, timeout: float = 60.0) -> None:
+    """Shuts several servers down cleanly, at the same time. Raises ServerError for the first that had to be killed."""
+    stopping = list(servers)
+    for server in stopping:
+        server.request_stop()
+    for server in stopping:
+        server.stop(timeout=timeout)
+
+
 def _secure(installation: Installation, work: Path, options: Options, password: str) -> None:
-    """Gives the new data directory's root account a password, and an account for TCP (names are not resolved)."""
+    """Gives a new data directory's root account a password, and an account for TCP (names are not resolved)."""
     lease = reserve_port()
     server = Server(installation, work, lease, 1, "")
     try:
-        own = default_options(installation, work, port=lease.port, server_id=1, gtid=False)
-        # Without a binlog: the histories of the copies begin empty.
-        settings = {**options, **own, "socket": str(server.socket), "skip_log_bin": None, "tmpdir": str(work)}
-        write_options(work / "my.cnf", {k: v for k, v in settings.items() if not k.startswith(_BINLOG_OPTIONS)})
+        write_options(work / "my.cnf", {**options, "port": str(lease.port), "socket": str(server.socket)})
         server.start()
         with server.connect() as connection, connection.cursor() as cursor:
             cursor.execute("ALTER USER root@localhost IDENTIFIED BY %s", (password,))
+            # MariaDB also made accounts without a password for other names of this machine.
+            cursor.execute("SELECT host FROM mysql.user WHERE user = 'root' AND host <> 'localhost'")
+            for (host,) in cursor.fetchall():
+                cursor.execute("DROP USER root@%s", (host,))
             cursor.execute("CREATE USER root@%s IDENTIFIED BY %s", (LOOPBACK, password))
             cursor.execute("GRANT ALL ON *.* TO root@%s WITH GRANT OPTION", (LOOPBACK,))
         server.stop()
     finally:
         server.kill()
         lease.release()
-
-
-_BINLOG_OPTIONS: Final = ("log_bin", "gtid_mode", "enforce_gtid", "binlog_")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import secrets
 import shutil
 import subprocess
@@ -42,8 +41,12 @@ _MARIADB_TABLES: Final = (
     "mysql_sys_schema.sql",
 )
 
-Secure = Callable[[Path, str], None]
-"""Gives the root account of an initialised data directory a password and access by TCP."""
+_REDO_LOG_SIZE: Final = ("innodb_redo_log_capacity", "innodb_log_file_size")
+_BINLOG: Final = ("log_bin", "gtid_mode", "enforce_gtid_consistency")
+
+Secure = Callable[[Path, Options, str], None]
+"""Called with a new server's directory, options to run it with and a password: gives this to the root account and lets
+root in by TCP too."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +79,36 @@ def ensure_template(installation: Installation, options: Options, secure: Secure
             work = templates / f"{target.name}.partial"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(mode=0o700)
-            _initialise(installation, options, work)
+            own = _template_options(options, work)
+            _initialise(installation, own, work)
             password = secrets.token_urlsafe(12)
-            secure(work, password)
+            secure(work, own, password)
+            (work / "data" / "ibtmp1").unlink(missing_ok=True)  # 12 MB that every start makes anew
             (work / "password").write_text(password)
             work.rename(target)
     return Template(target / "data", (target / "password").read_text())
 
 
+def _template_options(options: Options, work: Path) -> Options:
+    """The options of the servers to come, as far as they hold for the template."""
+    own: dict[str, str | None] = {name: value for name, value in options.items() if name not in _BINLOG}
+    # The binlogs of the copies begin empty, and there is less to copy: the redo log grows at the first start.
+    own["skip_log_bin"] = None
+    own |= {name: "8M" for name in _REDO_LOG_SIZE if name in own}
+    return own | {
+        "datadir": str(work / "data"),
+        "tmpdir": str(work),
+        "socket": str(work / "server.sock"),
+        "pid_file": str(work / "server.pid"),
+        "log_error": str(work / "error.log"),
+    }
+
+
 def _initialise(installation: Installation, options: Options, work: Path) -> None:
     log = work / "initialise.log"
-    arguments = ["--no-defaults"]
-    for name, value in (dict(options) | {"datadir": str(work / "data"), "tmpdir": str(work)}).items():
-        # The error goes into our log; the binlog begins with the first server that is copied from here.
-        if name in ("log_error", "pid_file", "port", "log_bin", "gtid_mode", "enforce_gtid_consistency"):
-            continue
-        arguments.append(f"--{name}" if value is None else f"--{name}={value}")
-    arguments.append("--skip-log-bin")
+    # Without log_error both kinds of server write to the standard error stream, that is into our log.
+    arguments = [f"--{k}" if v is None else f"--{k}={v}" for k, v in options.items() if k != "log_error"]
+    arguments.insert(0, "--no-defaults")
     if installation.engine == "mysql":
         command = [*installation.command(), *arguments, "--initialize-insecure"]
         statements = b""
@@ -106,7 +122,7 @@ def _initialise(installation: Installation, options: Options, work: Path) -> Non
         statements = b"".join(parts)
     with log.open("wb") as output:
         done = subprocess.run(
-            command, input=statements, stdout=output, stderr=subprocess.STDOUT, timeout=300, check=False, env=os.environ
+            command, input=statements, stdout=output, stderr=subprocess.STDOUT, timeout=300, check=False
         )
     if done.returncode != 0:
         raise RuntimeError(
