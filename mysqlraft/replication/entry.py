@@ -174,7 +174,7 @@ def decode(data: bytes) -> Payload:
         PayloadError: the bytes are no payload, or one of another version.
     """
     try:
-        version, *rest = msgpack.unpackb(data, max_buffer_size=len(data) or 1)
+        version, *rest = msgpack.unpackb(data)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise PayloadError(f"not a payload: {error}") from None
     if version != VERSION:

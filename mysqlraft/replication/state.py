@@ -1,0 +1,365 @@
+"""The replicated state: what the committed log has done so far, and what its next entry means at this site.
+
+Pure: no clock, no server, no sockets. `ReplicationState.step` is fed every committed entry in index order and
+
+1. drops what the session rule drops (`mysqlraft.raft.sessions`): an entry counts only if it is the next of its
+   origin's current session, or the OPEN of a greater one;
+2. moves the origin's position and base;
+3. certifies units and statements (`certify`);
+4. returns a `Step`: what apply has to look at.
+
+Units in parts take effect at the index of the last part. Until then only the indices of the parts are kept; at the
+last one they are read again from the log, and only their keys (8 bytes each) stay in memory.
+
+What survives a restart
+-----------------------
+
+`dump` is kept in the progress row, so it moves with the rows in one transaction. It holds every origin's position,
+and a *checkpoint*: which entries of each origin counted up to an index at or below the floor. The certification map is
+rebuilt from the entries above the checkpoint (`rebuild_from`), and the checkpoint is what makes that exact: without
+it a duplicate in the log could not be told from the entry that it repeats.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+import msgpack
+
+from mysqlraft.binlog.tablemap import names
+from mysqlraft.raft.sessions import SessionTable
+from mysqlraft.replication.certify import Certifier, Verdict, sorted_keys
+from mysqlraft.replication.entry import Payload, PayloadKind, Position, Unit, decode
+from mysqlraft.replication.policy import Certification
+
+FORMAT = 1
+CHECKPOINT_EVERY = 4096
+"""Log indices between two checkpoints; a rebuild reads at most this many entries more than it needs."""
+LARGE_UNIT_WRITERS = 1000
+"""Of a unit in parts, the first so many conflicting keys are described in the conflict history."""
+
+
+class StateError(Exception):
+    """The log or the stored state cannot be followed any further; the text says why."""
+
+
+class LogEntry(Protocol):
+    """What is looked at of a committed entry; `mysqlraft.raft.entry.Entry` is one.
+
+    Entries that Raft itself appends have origin 0.
+    """
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def origin(self) -> int: ...
+    @property
+    def session(self) -> int: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def payload(self) -> bytes: ...
+
+
+Fetch = Callable[[int, int], Iterable[LogEntry]]
+"""(first, last) -> the committed entries from index first to last, both included, one after the other."""
+
+
+@dataclass(slots=True)
+class Origin:
+    """What the log holds of one site's capture.
+
+    ``resume``/``done`` are those of `Payload`, None until its first OPEN. ``base`` never goes down. ``parts`` are the
+    log indices of the unit in parts that is not complete yet.
+    """
+
+    resume: Position | None = None
+    done: tuple[str, int] = ("", 0)
+    base: int = 0
+    parts: list[int] = field(default_factory=list)
+
+
+class StepKind(Enum):
+    NOTHING = "nothing"
+    """No rows: a Raft entry, a dropped one, OPEN, MARK, or a part of a unit whose last part is still to come."""
+    UNITS = "units"
+    LARGE = "large"
+    """The last part of a unit in parts: `parts` are the log indices to read it from."""
+    DDL = "ddl"
+
+
+@dataclass(slots=True)
+class Step:
+    """What one committed entry means here.
+
+    ``units``: each unit with its certification, in order; for LARGE one, without changes or keys.
+    ``certification``: of a statement.
+    """
+
+    index: int
+    kind: StepKind = StepKind.NOTHING
+    accepted: bool = False
+    payload: Payload | None = None
+    units: list[tuple[Unit, Certification]] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+    certification: Certification | None = None
+
+
+class ReplicationState:
+    """Follows the committed log at one site.
+
+    Invariants: `index` is that of the last entry stepped; every origin's `base` is below `index`; `floor` never goes
+    down while the set of origins is the same.
+    """
+
+    def __init__(
+        self,
+        site: int,
+        origins: Iterable[int],
+        fetch: Fetch,
+        *,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+    ) -> None:
+        """``origins``: the ids of all configured sites; one that was never heard of holds the floor at 0."""
+        self.site = site
+        self.index = 0
+        self.origins: dict[int, Origin] = {origin: Origin() for origin in sorted(origins)}
+        self.sessions = SessionTable()
+        self.certifier = Certifier()
+        self._fetch = fetch
+        self._checkpoint_every = checkpoint_every
+        self._checkpoints: deque[_Checkpoint] = deque([_Checkpoint(0, {}, {})])
+
+    @property
+    def floor(self) -> int:
+        """The lowest base of all origins: no unit to come has a lower one."""
+        return min((origin.base for origin in self.origins.values()), default=0)
+
+    @property
+    def rebuild_from(self) -> int:
+        """A restart reads the log from the entry after this index."""
+        return self._checkpoints[0].index
+
+    @property
+    def needed_from(self) -> int:
+        """The lowest log index that this site may still have to read, open parts included."""
+        first = self._checkpoints[0]
+        open_parts = [parts[0] for parts in first.parts.values() if parts]
+        open_parts += [origin.parts[0] for origin in self.origins.values() if origin.parts]
+        return min([first.index + 1, *open_parts])
+
+    def step(self, entry: LogEntry) -> Step:
+        """Takes the next committed entry.
+
+        Raises:
+            PayloadError: a payload of another version, or none at all.
+            StateError: the entry is not the next one, or breaks the order of parts.
+        """
+        if entry.index != self.index + 1:
+            raise StateError(f"entry {entry.index} after {self.index}: entries must come in index order without gaps")
+        step = Step(entry.index)
+        if entry.origin and self.sessions.accept(entry.origin, entry.session, entry.sequence):
+            step = self._accepted(entry)
+        self.index = entry.index
+        if self.index % self._checkpoint_every == 0:
+            self._checkpoints.append(_Checkpoint.of(self))
+        self._forget()
+        return step
+
+    def _accepted(self, entry: LogEntry) -> Step:
+        index = entry.index
+        payload = decode(entry.payload)
+        origin = self.origins.setdefault(entry.origin, Origin())
+        step = Step(index, accepted=True, payload=payload)
+        if (entry.sequence == 1) != (payload.kind is PayloadKind.OPEN):
+            raise StateError(
+                f"entry {index}: sequence {entry.sequence} of session {entry.session} of site {entry.origin} is "
+                f"{payload.kind.name}; a session has one OPEN, and it comes first"
+            )
+        if payload.kind is PayloadKind.OPEN:
+            origin.parts = []
+            if origin.resume is None:
+                origin.resume, origin.done, origin.base = payload.resume, payload.done, payload.base
+            return step
+        if payload.kind is not PayloadKind.PART and origin.parts:
+            raise StateError(f"entry {index}: site {entry.origin} has not sent the last part of the unit before it")
+        if payload.kind is PayloadKind.UNITS:
+            step.kind = StepKind.UNITS
+            self._certify_units(step, entry.origin, payload)
+        elif payload.kind is PayloadKind.PART:
+            if payload.part != len(origin.parts):
+                raise StateError(f"entry {index}: part {payload.part} of site {entry.origin}, not {len(origin.parts)}")
+            origin.parts.append(index)
+            if not payload.last:
+                # The position moves with the last part only: until then a restarting capture reads the unit again.
+                return step
+            step.kind, step.parts = StepKind.LARGE, origin.parts
+            origin.parts = []
+            self._certify_large(step, entry.origin)
+        elif payload.kind is PayloadKind.DDL:
+            assert payload.ddl is not None
+            step.kind = StepKind.DDL
+            verdict = self.certifier.certify_ddl(index, entry.origin, payload.base, payload.ddl.schemas)
+            step.certification = Certification(index, entry.origin, entry.origin == self.site, verdict)
+        origin.resume, origin.done = payload.resume, payload.done
+        origin.base = max(origin.base, payload.base)
+        return step
+
+    def _certify_units(self, step: Step, origin: int, payload: Payload) -> None:
+        index, own, certifier = step.index, origin == self.site, self.certifier
+        schemas = {names(table)[0] for table in payload.tables}
+        clean = Certification(index, origin, own, Verdict.CLEAN)
+        for unit in payload.units:
+            verdict = certifier.judge(origin, unit.base, unit.keys, schemas)
+            certification = clean
+            if verdict is Verdict.CONFLICT:
+                writers = certifier.conflicting(origin, unit.base, unit.keys)
+                certification = Certification(index, origin, own, verdict, writers)
+            elif verdict is not Verdict.CLEAN:
+                certification = Certification(index, origin, own, verdict)
+            certifier.enter(index, origin, unit.keys, schemas, verdict)
+            step.units.append((unit, certification))
+
+    def _certify_large(self, step: Step, origin: int) -> None:
+        certifier = self.certifier
+        schemas: set[str] = set()
+        verdict = Verdict.CLEAN
+        writers: list[tuple[int, int, int]] = []
+        whole = Unit(0, 0, b"", [])
+
+        def keys() -> Iterator[bytes]:
+            nonlocal verdict
+            for payload in self.parts(step.parts):
+                schemas.update(names(table)[0] for table in payload.tables)
+                for unit in payload.units:
+                    whole.base, whole.committed_at = unit.base, unit.committed_at
+                    verdict = max(verdict, certifier.judge(origin, unit.base, unit.keys, schemas))
+                    if verdict is Verdict.CONFLICT and len(writers) < LARGE_UNIT_WRITERS:
+                        writers.extend(certifier.conflicting(origin, unit.base, unit.keys))
+                    yield unit.keys
+
+        arrays: list[array[int]] = list(sorted_keys(keys()))
+        certifier.enter_large(step.index, origin, arrays, schemas, verdict)
+        del writers[LARGE_UNIT_WRITERS:]
+        step.units = [(whole, Certification(step.index, origin, origin == self.site, verdict, writers))]
+
+    def parts(self, indices: list[int]) -> Iterator[Payload]:
+        """The payloads at these log indices, read one after the other."""
+        wanted = set(indices)
+        for entry in self._fetch(indices[0], indices[-1]):
+            if entry.index in wanted:
+                wanted.remove(entry.index)
+                yield decode(entry.payload)
+        if wanted:
+            raise StateError(f"the log does not hold entries {sorted(wanted)}, parts of a unit that it completes")
+
+    def _forget(self) -> None:
+        floor = self.floor
+        if floor > self.certifier.floor:
+            self.certifier.forget(floor)
+            checkpoints = self._checkpoints
+            while len(checkpoints) > 1 and checkpoints[1].index <= floor:
+                checkpoints.popleft()
+
+    def dump(self) -> bytes:
+        """The bytes of the progress row's `state` column."""
+        origins = [
+            (
+                number,
+                *self.sessions.last(number),
+                None if o.resume is None else (o.resume.file, o.resume.offset, o.resume.gtids),
+                o.done,
+                o.base,
+                o.parts,
+            )
+            for number, o in self.origins.items()
+        ]
+        checkpoint = self._checkpoints[0]
+        packed: bytes = msgpack.packb(
+            (FORMAT, self.index, origins, (checkpoint.index, checkpoint.sessions, checkpoint.parts))
+        )
+        return packed
+
+    @classmethod
+    def load(
+        cls,
+        data: bytes,
+        site: int,
+        origins: Iterable[int],
+        fetch: Fetch,
+        *,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+    ) -> ReplicationState:
+        """The state that `dump` saw, with its certification map rebuilt from the log.
+
+        Empty `data` is the state before the first entry.
+
+        Raises:
+            StateError: the bytes are of another version, or the log contradicts them.
+        """
+        state = cls(site, origins, fetch, checkpoint_every=checkpoint_every)
+        if not data:
+            return state
+        dumped = _unpack(data)
+        _, applied, stored, (index, sessions, parts) = dumped
+        state._checkpoints = deque([_Checkpoint(index, sessions, parts)])
+        state.index = index
+        state.sessions = SessionTable.from_dict(sessions)
+        state.certifier = Certifier(index)
+        for number, indices in parts.items():
+            state.origins.setdefault(number, Origin()).parts = list(indices)
+        # While entries are stepped again their origins have the bases that they end with: the floor of that time.
+        for number, _, _, resume, _, _, _ in stored:
+            origin = state.origins.setdefault(number, Origin())
+            origin.resume = None if resume is None else Position(*resume)
+        if index < applied:
+            for entry in fetch(index + 1, applied):
+                state.step(entry)
+        if state.index != applied:
+            raise StateError(f"the log ends at {state.index}, but this server holds it up to {applied}")
+        for number, session, sequence, resume, done, base, open_parts in stored:
+            if state.sessions.last(number) != (session, sequence) or state.origins[number].parts != open_parts:
+                raise StateError(
+                    f"the log up to {applied} does not lead to the state stored in mysqlraft.progress (site {number}: "
+                    f"{state.sessions.last(number)} instead of {(session, sequence)}): it is another cluster's log"
+                )
+            state.origins[number] = Origin(
+                None if resume is None else Position(*resume), (done[0], done[1]), base, open_parts
+            )
+        state._forget()
+        return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """Which entries counted up to `index`: origin -> (session, sequence), and the parts open there."""
+
+    index: int
+    sessions: dict[int, tuple[int, int]]
+    parts: dict[int, list[int]]
+
+    @classmethod
+    def of(cls, state: ReplicationState) -> _Checkpoint:
+        parts = {number: list(origin.parts) for number, origin in state.origins.items() if origin.parts}
+        return cls(state.index, state.sessions.to_dict(), parts)
+
+
+def applied_index(data: bytes) -> int:
+    """The log index of a dumped state."""
+    return int(_unpack(data)[1]) if data else 0
+
+
+def _unpack(data: bytes) -> Any:
+    try:
+        dumped = msgpack.unpackb(data, strict_map_key=False)
+        version = dumped[0]
+    except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
+        raise StateError(f"mysqlraft.progress.state is not a dumped state: {error}") from None
+    if version != FORMAT:
+        raise StateError(f"mysqlraft.progress.state has format {version!r}; this mysqlraft reads {FORMAT}: upgrade it")
+    return dumped
