@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def _ticks(value: Any) -> tuple[int, int]:
         if allowed(low) < allowed(high):
             return low, high
     raise Refused("[lowest, highest], two integers from 2 to 10000, the first the smaller")
+
+
+def _addresses(value: Any) -> dict[str, Address]:
+    if not isinstance(value, dict):
+        raise Refused('site names with host:port each, as in {tokyo: "10.9.0.1:7450"}')
+    return {name: Address.parse(address) for name, address in value.items()}
 
 
 def _loopback(value: Any) -> Address:
@@ -252,6 +259,12 @@ class Config:
     listen: Address | None = key(
         "Where to listen for the other daemons, if not at the site's own address.", Address.parse, default=None
     )
+    dial: Mapping[str, Address] | None = key(
+        "Where this site reaches others, if not at their addresses: `{name: host:port}`, as for a tunnel or address "
+        "translation.",
+        _addresses,
+        default=None,
+    )
     insecure: bool = key(
         "Must be `true` if any site's address is not on loopback: the links between sites are not encrypted yet and "
         "belong on a private network.",
@@ -277,6 +290,10 @@ class Config:
     def bind(self) -> Address:
         """Where this daemon listens for the others."""
         return self.listen or self.own.address
+
+    def reach(self, site: Site) -> Address:
+        """Where this daemon reaches another site's."""
+        return (self.dial or {}).get(site.name, site.address)
 
 
 def load(source: str | os.PathLike[str]) -> Config:
@@ -325,6 +342,9 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
                 found.append((f"cluster.sites[{n}].{unique}", taken))
     if config.site not in (names := [site.name for site in sites]):
         found.append(("site", f"{config.site!r} is not allowed: one of {', '.join(names)}"))
+    for name in config.dial or ():
+        if name not in names:
+            found.append((f"dial.{name}", f"{name!r} is not allowed: one of {', '.join(names)}"))
     far = next((site for site in sites if not site.address.loopback), None)
     if far is not None and not config.insecure:
         reason = (

@@ -341,6 +341,8 @@ def effective(settings: Any) -> dict[str, Any]:
             shown[below] = "****"
         elif isinstance(value, tuple):
             shown[below] = list(value)
+        elif isinstance(value, Mapping):
+            shown[below] = {name: str(one) for name, one in value.items()}
         else:
             shown[below] = str(value) if isinstance(value, Address | Path) else value
     return shown
