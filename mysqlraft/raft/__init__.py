@@ -1,0 +1,42 @@
+"""Consensus: one replicated log, agreed on by a majority of sites. Nothing in here knows what is in it."""
+
+from mysqlraft.raft.bootstrap import bootstrap
+from mysqlraft.raft.configuration import Change, Configuration, ConfigurationError, Server
+from mysqlraft.raft.core import Limits, NotLeader, RaftCore, Ready, Role
+from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
+from mysqlraft.raft.forward import Forwarder
+from mysqlraft.raft.leveldb_store import LevelDBStore
+from mysqlraft.raft.memory_store import MemoryStore
+from mysqlraft.raft.node import Node
+from mysqlraft.raft.participant import Participant
+from mysqlraft.raft.sessions import SessionTable
+from mysqlraft.raft.store import HardState, LogStore, StableStore, Store, StoreError, Write, WrongDirectory
+
+__all__ = [
+    "Change",
+    "Configuration",
+    "ConfigurationError",
+    "CorruptRecord",
+    "Entry",
+    "EntryKind",
+    "Forwarder",
+    "HardState",
+    "LevelDBStore",
+    "Limits",
+    "LogStore",
+    "MemoryStore",
+    "Node",
+    "NotLeader",
+    "Participant",
+    "RaftCore",
+    "Ready",
+    "Role",
+    "Server",
+    "SessionTable",
+    "StableStore",
+    "Store",
+    "StoreError",
+    "Write",
+    "WrongDirectory",
+    "bootstrap",
+]

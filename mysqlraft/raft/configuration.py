@@ -1,0 +1,140 @@
+"""Who is in the cluster: the replicated configuration, and the single-member changes it can go through.
+
+A configuration travels in the log as an entry's payload and takes effect when it is *appended*, not when it is
+committed (Ongaro's thesis, 4.1). Only one member changes at a time, so that any majority of the old configuration
+and any majority of the new one share a voter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import NamedTuple
+
+import msgpack
+
+SITE_IDS = range(1, 16)
+
+
+class ConfigurationError(ValueError):
+    """A configuration, or a change of one, that is not allowed; the text says why."""
+
+
+class Server(NamedTuple):
+    """One member."""
+
+    site: int
+    """Its id, 1 to 15, never reused for another machine while the old one may come back."""
+    name: str
+    address: str
+    """Where its peers reach it, "host:port"."""
+    voter: bool = True
+    """Voters elect and are counted for commitment; nonvoters only receive the log."""
+
+
+class Change(Enum):
+    """A change of one member."""
+
+    ADD_NONVOTER = "add-nonvoter"
+    PROMOTE = "promote"
+    DEMOTE = "demote"
+    REMOVE = "remove"
+    READDRESS = "readdress"
+
+
+class Configuration:
+    """An immutable set of servers.
+
+    Invariants: site ids, names and addresses are unique; there is at least one voter.
+    """
+
+    __slots__ = ("_nonvoters", "_servers", "_voters")
+
+    def __init__(self, servers: Iterable[Server]) -> None:
+        ordered = sorted(servers)
+        self._servers: Mapping[int, Server] = {server.site: server for server in ordered}
+        self._voters = tuple(server.site for server in ordered if server.voter)
+        self._nonvoters = tuple(server.site for server in ordered if not server.voter)
+        for server in ordered:
+            if server.site not in SITE_IDS:
+                raise ConfigurationError(f"site id {server.site} is not in 1..15")
+            host, colon, port = server.address.rpartition(":")
+            if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+                raise ConfigurationError(f"site {server.site}: address {server.address!r} is not host:port")
+        for what, values in (
+            ("site id", [server.site for server in ordered]),
+            ("name", [server.name for server in ordered]),
+            ("address", [server.address for server in ordered]),
+        ):
+            if len(set(values)) != len(values):
+                raise ConfigurationError(f"two servers have the same {what}: {values}")
+        if not self._voters:
+            raise ConfigurationError("a configuration needs at least one voter")
+
+    @property
+    def servers(self) -> Mapping[int, Server]:
+        """Every member by its site id, in order of the ids."""
+        return self._servers
+
+    @property
+    def voters(self) -> tuple[int, ...]:
+        return self._voters
+
+    @property
+    def nonvoters(self) -> tuple[int, ...]:
+        return self._nonvoters
+
+    def __contains__(self, site: object) -> bool:
+        return site in self._servers
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Configuration) and self._servers == other._servers
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._servers.values()))
+
+    def __repr__(self) -> str:
+        return f"Configuration({self})"
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{server.site}={server.name}@{server.address}{'' if server.voter else ' (nonvoter)'}"
+            for server in self._servers.values()
+        )
+
+    def encode(self) -> bytes:
+        packed: bytes = msgpack.packb([tuple(server) for server in self._servers.values()])
+        return packed
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Configuration:
+        try:
+            return cls(
+                Server(int(site), str(name), str(address), bool(voter))
+                for site, name, address, voter in msgpack.unpackb(payload)
+            )
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise ConfigurationError(f"not an encoded configuration: {error}") from error
+
+    def changed(self, change: Change, server: Server) -> Configuration:
+        """This configuration after one change. Of `server` only what the change needs is looked at."""
+        servers = dict(self._servers)
+        present = servers.get(server.site)
+        if change is Change.ADD_NONVOTER:
+            if present is not None:
+                raise ConfigurationError(f"site {server.site} is already a member")
+            servers[server.site] = server._replace(voter=False)
+            return Configuration(servers.values())
+        if present is None:
+            raise ConfigurationError(f"site {server.site} is not a member")
+        if change is Change.PROMOTE:
+            servers[server.site] = present._replace(voter=True)
+        elif change is Change.DEMOTE:
+            servers[server.site] = present._replace(voter=False)
+        elif change is Change.READDRESS:
+            servers[server.site] = present._replace(address=server.address)
+        else:
+            del servers[server.site]
+        if not any(each.voter for each in servers.values()):
+            raise ConfigurationError(f"{change.value} of site {server.site} would leave no voter")
+        return Configuration(servers.values())

@@ -1,0 +1,811 @@
+"""The Raft algorithm: pure, without I/O, clock or threads.
+
+Theory of operation
+-------------------
+
+`RaftCore` is a state machine with one owner. Its inputs are `tick` (time passes), `step` (a message arrived),
+`propose` and its kin (a wish of this site), and `advance` (what an earlier `Ready` asked to be written is on disk).
+Its only output is `ready`: messages to send, and a `Write` to make durable. An input never sends anything by itself;
+it changes state and leaves the rest to the next `ready`. So an owner that feeds many inputs before it asks gets
+one message where there would have been many, and one disk write.
+
+What a message promises must be on disk before the message leaves. So a `Ready` has two kinds of messages:
+
+- `messages` promise nothing that is not on disk yet: they leave at once. A leader's appends are of this kind: they
+  travel while its own disk still writes (Ongaro's thesis, 10.2.1).
+- `promises` leave after this Ready's `write`, *and those of all Readys before it*, are durable: votes, requests for
+  votes, acknowledged appends, and everything said in a term that is not on disk yet.
+
+Several Readys may be outstanding; they are to be advanced in the order in which they were given out. The leader
+counts its own log towards a majority only up to what `advance` has told it.
+
+Role transitions (every one is reported in `Ready.transitions`, with its reason)::
+
+    FOLLOWER --election timeout--> PRE_CANDIDATE --majority would vote--> CANDIDATE --majority voted--> LEADER
+       ^  '----leader hands over: TimeoutNow-------------------------------^                             |
+       '---- a greater term, a leader in this term, no quorum heard from, own disk stalled --------------'
+
+Entries, votes and terms follow the Raft paper; pre-vote, CheckQuorum, leader stickiness, leadership transfer and
+single-server membership changes follow Ongaro's thesis with the corrections listed in docs/consensus.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from random import Random
+from typing import Any, NamedTuple, cast
+
+from mysqlraft.raft.configuration import Change, Configuration, ConfigurationError, Server
+from mysqlraft.raft.entry import Entry, EntryKind, total_size
+from mysqlraft.raft.log import NO_LIMIT, RaftLog
+from mysqlraft.raft.messages import (
+    AppendRequest,
+    AppendResponse,
+    CommitNotice,
+    Forward,
+    ForwardStatus,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    Proposal,
+    ReadIndexRequest,
+    ReadIndexResponse,
+    TimeoutNow,
+    VoteRequest,
+    VoteResponse,
+)
+from mysqlraft.raft.progress import Progress, ProgressState
+from mysqlraft.raft.quorum import Vote, agreed, tally
+from mysqlraft.raft.store import HardState, Store, Write
+
+NOBODY = 0
+
+
+class Role(Enum):
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class NotLeader(Exception):
+    """Only the leader can do this, or it is about to hand over its leadership."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Times in ticks, sizes in bytes."""
+
+    election_ticks: int = 10
+    """A follower that hears nothing for this long, up to twice this long (drawn anew each time), tries to lead. The
+    leader steps down when it hears from no majority for this long, and gives up a transfer after it."""
+    heartbeat_ticks: int = 2
+    append_bytes: int = 512 * 1024
+    """Entries in one AppendRequest: at least one, and no more than fit into this."""
+    probe_bytes: int = 64 * 1024
+    """The same while it is not known whether the follower can take them at all."""
+    window_bytes: int = 8 * 1024 * 1024
+    """Appends on the way to one follower; at least bandwidth x round-trip time to fill a long line."""
+    watchdog_ticks: int = 80
+    """A pipeline in which nothing is acknowledged for this long, though the follower lives, starts again."""
+    cache_bytes: int = 32 * 1024 * 1024
+    """Entries kept in memory after they are on disk."""
+
+
+class Transition(NamedTuple):
+    """A change of role, term or leader, and why."""
+
+    role: Role
+    term: int
+    leader: int
+    reason: str
+
+
+class ReadState(NamedTuple):
+    """A linearizable read that was asked for with `context` may be served once `index` is applied."""
+
+    context: Any
+    index: int  # type: ignore[assignment]  # shadows tuple.index
+
+
+@dataclass(slots=True)
+class Ready:
+    """What the core wants done; see the module's text for the rules."""
+
+    number: int
+    """Counts up by one; `advance` must be called in this order."""
+    messages: list[Message] = field(default_factory=list)
+    promises: list[Message] = field(default_factory=list)
+    write: Write | None = None
+    read_states: list[ReadState] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
+    commit_index: int = 0
+    truncations: int = 0
+    """How often the log had been truncated when this Ready was given out."""
+
+    @property
+    def hard_state(self) -> HardState | None:
+        return self.write.hard_state if self.write else None
+
+    @property
+    def entries_to_append(self) -> Sequence[Entry]:
+        return self.write.entries if self.write else ()
+
+
+class _PendingRead(NamedTuple):
+    round: int
+    """Confirmed once a majority has answered a heartbeat of at least this round."""
+    index: int  # type: ignore[assignment]  # shadows tuple.index
+    asker: int
+    """A follower's site id, or this site's."""
+    context: Any
+
+
+class RaftCore:
+    """One site's part in the algorithm.
+
+    Invariants: `term` never decreases; `vote` changes only with `term` or from nobody; `log.commit` never decreases
+    and only committed entries are below it; while `role` is LEADER, `leader` is this site.
+    """
+
+    def __init__(self, site: int, store: Store, random: Random, limits: Limits | None = None) -> None:
+        self.site = site
+        self.limits = limits or Limits()
+        self.log = RaftLog(store, self.limits.cache_bytes)
+        self.log.commit_to(store.commit)
+        self.term, self.vote = store.hard_state
+        self.role = Role.FOLLOWER
+        self.leader = NOBODY
+        self._transition_term = self.term
+        """The term that the last Transition reported."""
+        self.progress: dict[int, Progress] = {}
+        """Of every other member, while leader."""
+        self.transferee = NOBODY
+        """While leader: whom leadership is being handed to. Proposals are refused meanwhile (hashicorp #696)."""
+        self._random = random
+        self._store = store
+        self._configuration = self._latest_configuration()
+
+        self._election_elapsed = 0
+        """Follower: ticks since it heard from a leader or voted. Leader: since its last CheckQuorum."""
+        self._heartbeat_elapsed = 0
+        self._transfer_elapsed = 0
+        self._timeout = self._draw_timeout()
+        self._votes: dict[int, bool] = {}
+        self._campaign_by_transfer = False
+
+        self._verified = 0
+        """Follower: up to here the log is known to equal that of the leader of `term`."""
+        self._leader_commit = 0
+        """Follower: the greatest commit index that the leader of `term` announced."""
+
+        self._round = 0
+        """Leader: the number of the last round of heartbeats."""
+        self._rounds_answered: dict[int, int] = {}
+        self._heartbeat_due = False
+        self._reads_confirming: list[_PendingRead] = []
+        self._reads_early: list[tuple[int, Any]] = []
+        """(asker, context) of reads that wait for this leader's first commit."""
+        self._next_attempt = random.getrandbits(62)
+        self._read_attempts: dict[int, Any] = {}
+        """Follower: attempt -> context of reads that the leader has been asked about."""
+
+        self._messages: list[Message] = []
+        self._promises: list[Message] = []
+        self._read_states: list[ReadState] = []
+        self._transitions: list[Transition] = []
+        self._hard_state_given = store.hard_state
+        """The hard state in the last Ready that had one."""
+        self._hard_state_durable = store.hard_state
+        self._commit_given = store.commit
+        self._given = self.log.last_index
+        """Entries up to here are on disk or in an outstanding Ready."""
+        self._truncations = 0
+        self._number = 0
+        self._outstanding: list[Ready] = []
+        self._write_stalled = 0
+        """Ticks for which the oldest outstanding Ready has not been advanced."""
+
+    # ---- what there is to know ------------------------------------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration | None:
+        """The latest in the log, committed or not; None before this site has received one."""
+        return self._configuration
+
+    @property
+    def configuration_index(self) -> int:
+        """The index of its entry, 0 if there is none."""
+        return self.log.configurations[-1][0] if self.log.configurations else 0
+
+    @property
+    def commit_index(self) -> int:
+        return self.log.commit
+
+    @property
+    def is_voter(self) -> bool:
+        return self._configuration is not None and self.site in self._configuration.voters
+
+    @property
+    def accepts_proposals(self) -> bool:
+        return self.role is Role.LEADER and self.transferee == NOBODY
+
+    @property
+    def storage_stalled(self) -> bool:
+        """A write has been outstanding for an election timeout."""
+        return self._write_stalled >= self.limits.election_ticks
+
+    @property
+    def ticks_since_leader(self) -> int:
+        """How long ago this follower heard from its leader."""
+        return 0 if self.role is Role.LEADER else self._election_elapsed
+
+    # ---- inputs ---------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """One unit of time has passed."""
+        if self._outstanding:
+            self._write_stalled += 1
+        self._election_elapsed += 1
+        if self.role is Role.LEADER:
+            self._tick_leader()
+        elif self._election_elapsed >= self._timeout:
+            self._election_elapsed = 0
+            self._timeout = self._draw_timeout()
+            reason = "nothing heard from any leader" if self.role is Role.FOLLOWER else "no outcome in time"
+            if self.is_voter and not self.storage_stalled:
+                self._campaign(pre=True, reason=reason)
+            elif self.leader != NOBODY or self.role is not Role.FOLLOWER:
+                self._become_follower(self.term, NOBODY, reason)
+
+    def step(self, message: Message) -> None:
+        """A message arrived."""
+        if message.to != self.site or message.sender == self.site:
+            return
+        if isinstance(message, AppendResponse | HeartbeatResponse) and message.sender not in self.progress:
+            # Of a removed member (or not ours to receive): not even its term counts (hashicorp #524).
+            return
+        if isinstance(message, Forward | ForwardStatus):
+            return  # of the forwarding protocol, which this is not: see participant.py
+        if message.term > self.term:
+            if isinstance(message, VoteRequest):
+                if not message.transfer and self._hears_leader():
+                    return  # stickiness: while the leader lives, nobody's greater term disturbs it (thesis, 4.2.3)
+                if not message.pre:
+                    self._become_follower(message.term, NOBODY, f"site {message.sender} campaigns")
+            elif isinstance(message, VoteResponse) and message.pre and message.granted:
+                pass  # carries the term that we would campaign in
+            elif isinstance(message, ReadIndexRequest | ReadIndexResponse):
+                return  # says nothing about who leads; its sender asks again
+            elif self.role is Role.LEADER and message.sender not in self._voters():
+                # A nonvoter that once was a voter can be ahead. It must not depose the leader (hashicorp #606), but
+                # it cannot follow a smaller term either: the leader leads on in one beyond it.
+                self.term, self.vote = message.term, NOBODY
+                self._campaign(pre=False, reason=f"nonvoter {message.sender} is in this term", by_transfer=True)
+                return
+            else:
+                self._step_greater_term(message)
+        elif message.term < self.term:
+            if isinstance(message, AppendRequest | Heartbeat):
+                # A leader of an older term that cannot know better, or we are the ones who were away: this answer
+                # makes it step down, so that one election later all are in one term (etcd: stuck candidates).
+                self._send(AppendResponse(message.sender, self.site, self.term, message.progress, 0, True, 0, 0))
+            elif isinstance(message, VoteRequest) and message.pre:
+                self._send(VoteResponse(message.sender, self.site, self.term, True, False))
+            return
+        _HANDLERS[type(message)](self, message)
+
+    def propose(self, proposals: Sequence[Proposal]) -> int:
+        """Append proposals to the leader's log, in their order. Returns the index of the last. Raises NotLeader."""
+        if not self.accepts_proposals:
+            raise NotLeader
+        index, chain, term = self.log.last_index, self.log.last_chain, self.term
+        entries = []
+        for origin, session, sequence, payload, checksum in proposals:
+            index += 1
+            entry = Entry(index, term, EntryKind.DATA, origin, session, sequence, payload, chain, checksum)
+            chain = entry.chain
+            entries.append(entry)
+        self.log.append(entries)
+        return index
+
+    def propose_change(self, change: Change, server: Server, expected_index: int) -> int:
+        """Append a configuration that differs by one member. Returns its index. Raises NotLeader, ConfigurationError.
+
+        `expected_index` is the index of the configuration that the caller knows: if it is not the latest, somebody
+        else changed it meanwhile and the wish may no longer make sense.
+        """
+        if not self.accepts_proposals:
+            raise NotLeader
+        if self.log.term(self.log.commit) != self.term:
+            # Without this, two leaders in a row can each change the same configuration (Ongaro's correction, 2015).
+            raise ConfigurationError("this leader has not committed an entry of its own term yet: try again")
+        if self.configuration_index > self.log.commit:
+            raise ConfigurationError(f"the change at index {self.configuration_index} has not committed yet")
+        if expected_index != self.configuration_index or self._configuration is None:
+            raise ConfigurationError(
+                f"the configuration changed: it is the one at index {self.configuration_index}, not {expected_index}"
+            )
+        payload = self._configuration.changed(change, server).encode()
+        self._append(EntryKind.CONFIGURATION, payload)
+        self._adopt_configuration()
+        return self.log.last_index
+
+    def transfer(self, target: int = NOBODY) -> int:
+        """Hand leadership to `target`, or to the voter that is furthest along. Returns whom.
+
+        Raises NotLeader, and ConfigurationError if there is no such voter. Stops proposals; bounded by an election
+        timeout, after which this site goes on leading (hashicorp #487).
+        """
+        if not self.accepts_proposals:
+            raise NotLeader
+        voters = [site for site in self._voters() if site != self.site]
+        if target == NOBODY and voters:
+            target = max(voters, key=lambda site: self.progress[site].match)
+        if target not in voters:
+            raise ConfigurationError(f"site {target} is not another voter: leadership cannot go there")
+        self.transferee = target
+        self._transfer_elapsed = 0
+        self._hand_over_if_caught_up()
+        return target
+
+    def read_index(self, context: Any) -> None:
+        """Ask for an index that a linearizable read has to wait for; it comes back as a ReadState with `context`.
+
+        It may never come (no leader, a lost message, a change of leader): the caller asks again, with a new context.
+        """
+        if self.role is Role.LEADER:
+            self._read(self.site, context)
+        elif self.leader != NOBODY:
+            self._next_attempt += 1
+            self._read_attempts[self._next_attempt] = context
+            self._send(ReadIndexRequest(self.leader, self.site, self.term, self._next_attempt))
+
+    def unreachable(self, site: int) -> None:
+        """The connection to `site` broke: what was on the way may be lost."""
+        progress = self.progress.get(site)
+        if progress is not None and progress.state is ProgressState.REPLICATE:
+            progress.become_probe()
+
+    # ---- output ---------------------------------------------------------------------------------------------------
+
+    def ready(self) -> Ready | None:
+        """What is to be done since the last call; None if nothing is."""
+        if self.role is Role.LEADER:
+            self._send_due()
+        hard_state = HardState(self.term, self.vote)
+        write = None
+        if hard_state != self._hard_state_given or self._given < self.log.last_index:
+            entries = self.log.slice(self._given + 1, self.log.last_index, NO_LIMIT)
+            commit = min(self.log.commit, self.log.last_index)
+            write = Write(hard_state if hard_state != self._hard_state_given else None, entries, commit)
+            self._hard_state_given = hard_state
+            self._commit_given = commit
+            self._given = self.log.last_index
+        if not (write or self._messages or self._promises or self._read_states or self._transitions):
+            return None
+        self._number += 1
+        ready = Ready(
+            self._number,
+            self._messages,
+            self._promises,
+            write,
+            self._read_states,
+            self._transitions,
+            self.log.commit,
+            self._truncations,
+        )
+        if hard_state != self._hard_state_durable:
+            # Nothing may be said in a term that a crash could make us forget.
+            ready.promises = ready.messages + ready.promises
+            ready.messages = []
+        if ready.promises and write is None and not self._outstanding:
+            ready.messages += ready.promises
+            ready.promises = []
+        self._messages, self._promises, self._read_states, self._transitions = [], [], [], []
+        if ready.write or ready.promises:
+            self._outstanding.append(ready)
+        return ready
+
+    def advance(self, ready: Ready) -> None:
+        """The write of `ready`, and of every Ready before it, is on disk."""
+        if not (ready.write or ready.promises):
+            return
+        if not self._outstanding or self._outstanding[0] is not ready:
+            raise AssertionError(f"Ready {ready.number} advanced out of order")
+        self._outstanding.pop(0)
+        self._write_stalled = 0
+        if ready.write is None:
+            return
+        if ready.write.hard_state is not None:
+            self._hard_state_durable = ready.write.hard_state
+            if self.role is Role.CANDIDATE and ready.write.hard_state == (self.term, self.site):
+                self._count_vote(self.site, True)
+        if ready.write.entries:
+            if ready.truncations == self._truncations:
+                # Else what this write put there is being replaced by a later one, which will say so itself.
+                self.log.stabilized(ready.write.entries[-1].index)
+            if self.role is Role.LEADER:
+                self._maybe_commit()
+
+    def commit_to_record(self) -> Write | None:
+        """A commit index that no Write has carried yet: worth writing down, unsynced, when there is nothing to do."""
+        if self._commit_given == self.log.commit or self._outstanding or self.log.commit > self.log.stable:
+            return None
+        self._commit_given = self.log.commit
+        return Write(commit=self.log.commit)
+
+    # ---- time -----------------------------------------------------------------------------------------------------
+
+    def _draw_timeout(self) -> int:
+        return self._random.randrange(self.limits.election_ticks, 2 * self.limits.election_ticks)
+
+    def _tick_leader(self) -> None:
+        self._heartbeat_elapsed += 1
+        if self._heartbeat_elapsed >= self.limits.heartbeat_ticks:
+            self._heartbeat_elapsed = 0
+            self._heartbeat_due = True
+        if self.storage_stalled:
+            # Its heartbeats would keep a leader in office that can acknowledge nothing (hashicorp #503).
+            self._become_follower(self.term, NOBODY, "own log writes make no progress")
+            return
+        for progress in self.progress.values():
+            if progress.inflights.bytes:
+                progress.silent_ticks += 1
+        if self.transferee != NOBODY:
+            self._transfer_elapsed += 1
+            if self._transfer_elapsed >= self.limits.election_ticks:
+                self._transitions.append(
+                    Transition(self.role, self.term, self.leader, f"site {self.transferee} did not take over in time")
+                )
+                self.transferee = NOBODY
+        if self._election_elapsed >= self.limits.election_ticks:
+            self._election_elapsed = 0
+            heard = {site: progress.active for site, progress in self.progress.items()}
+            heard[self.site] = True
+            if tally(self._voters(), heard) is not Vote.WON:
+                self._become_follower(self.term, NOBODY, "heard from no majority for an election timeout")
+                return
+            for progress in self.progress.values():
+                progress.active = False
+
+    def _hears_leader(self) -> bool:
+        return self.leader != NOBODY and self._election_elapsed < self.limits.election_ticks
+
+    # ---- roles ----------------------------------------------------------------------------------------------------
+
+    def _enter(self, role: Role, leader: int, reason: str) -> None:
+        changed = (role, self.term, leader) != (self.role, self._transition_term, self.leader)
+        self.role, self.leader = role, leader
+        self._transition_term = self.term
+        self._election_elapsed = 0
+        self._timeout = self._draw_timeout()
+        self._votes.clear()
+        self.progress = {}
+        self.transferee = NOBODY
+        self._reads_confirming.clear()
+        self._reads_early.clear()
+        self._read_attempts.clear()
+        self._heartbeat_due = False
+        if changed:
+            self._transitions.append(Transition(role, self.term, leader, reason))
+
+    def _become_follower(self, term: int, leader: int, reason: str) -> None:
+        if term > self.term:
+            self.term, self.vote = term, NOBODY
+            self._verified = self._leader_commit = 0
+        self._enter(Role.FOLLOWER, leader, reason)
+
+    def _campaign(self, pre: bool, reason: str, by_transfer: bool = False) -> None:
+        """Ask everybody for a vote, or first (`pre`) whether they would give it."""
+        if pre:
+            self._enter(Role.PRE_CANDIDATE, NOBODY, reason)
+            self._count_vote(self.site, True)
+        else:
+            self.term += 1
+            self.vote = self.site
+            self._verified = self._leader_commit = 0
+            self._enter(Role.CANDIDATE, NOBODY, reason)
+            # Its own vote counts when it is on disk: see advance.
+        self._campaign_by_transfer = by_transfer
+        if self.role not in (Role.PRE_CANDIDATE, Role.CANDIDATE) or (pre and self.role is Role.CANDIDATE):
+            return  # the only voter: its own word was enough
+        term = self.term + 1 if pre else self.term
+        for site in self._voters():
+            if site != self.site:
+                request = VoteRequest(
+                    site, self.site, term, pre, self.log.last_index, self.log.last_term, by_transfer
+                )
+                self._send(request)
+
+    def _count_vote(self, site: int, granted: bool) -> None:
+        self._votes.setdefault(site, granted)
+        outcome = tally(self._voters(), self._votes)
+        voters = [site for site, yes in sorted(self._votes.items()) if yes]
+        if outcome is Vote.WON:
+            if self.role is Role.PRE_CANDIDATE:
+                self._campaign(pre=False, reason=f"sites {voters} would vote for it")
+            else:
+                self._become_leader(f"elected by sites {voters}")
+        elif outcome is Vote.LOST:
+            self._become_follower(self.term, NOBODY, "a majority refused its vote")
+
+    def _become_leader(self, reason: str) -> None:
+        self._enter(Role.LEADER, self.site, reason)
+        self._round = 0
+        self._rounds_answered = {}
+        self._heartbeat_elapsed = 0
+        self._heartbeat_due = True
+        self._adopt_configuration()
+        self._append(EntryKind.NOOP, b"")
+
+    # ---- votes ----------------------------------------------------------------------------------------------------
+
+    def _step_greater_term(self, message: Message) -> None:
+        leads = isinstance(message, AppendRequest | Heartbeat | CommitNotice)
+        leader = message.sender if leads else NOBODY
+        self._become_follower(message.term, leader, f"site {message.sender} is in term {message.term}")
+
+    def _on_vote_request(self, m: VoteRequest) -> None:
+        free = self.vote == NOBODY and self.leader == NOBODY
+        possible = free or self.vote == m.sender or (m.pre and m.term > self.term)
+        if possible and self.log.up_to_date(m.last_index, m.last_term):
+            if not m.pre:
+                self.vote = m.sender
+                self._election_elapsed = 0
+            self._promise(VoteResponse(m.sender, self.site, m.term, m.pre, True))
+        else:
+            self._send(VoteResponse(m.sender, self.site, self.term, m.pre, False))
+
+    def _on_vote_response(self, m: VoteResponse) -> None:
+        asked = Role.PRE_CANDIDATE if m.pre else Role.CANDIDATE
+        if self.role is asked and m.term == self.term + (m.pre and m.granted):
+            self._count_vote(m.sender, m.granted)
+
+    def _on_timeout_now(self, m: TimeoutNow) -> None:
+        if self.is_voter and self.role is Role.FOLLOWER and not self.storage_stalled:
+            self._campaign(pre=False, reason=f"site {m.sender} hands over its leadership", by_transfer=True)
+
+    # ---- following ------------------------------------------------------------------------------------------------
+
+    def _follow(self, leader: int) -> None:
+        if self.role is not Role.FOLLOWER or self.leader != leader:
+            self._become_follower(self.term, leader, f"site {leader} leads")
+        self._election_elapsed = 0
+
+    def _on_append_request(self, m: AppendRequest) -> None:
+        if self.role is Role.LEADER:
+            raise AssertionError(f"sites {self.site} and {m.sender} both lead term {self.term}")
+        self._follow(m.sender)
+        if m.previous_index < self.log.commit:
+            # It is an old or repeated request, or the leader does not know yet what we have: all that is committed.
+            self._verified = max(self._verified, self.log.commit)
+            self._acknowledge(m, self.log.commit)
+        elif self.log.matches(m.previous_index, m.previous_term):
+            self._take_entries(m)
+            verified = m.previous_index + len(m.entries)
+            self._verified = max(self._verified, verified)
+            self._acknowledge(m, verified)
+        else:
+            hint, hint_term = self.log.conflict(m.previous_index, m.previous_term)
+            self._send(
+                AppendResponse(
+                    m.sender, self.site, self.term, m.progress, m.previous_index, True, hint, hint_term
+                )
+            )
+        self._learn_commit(m.commit)
+
+    def _take_entries(self, m: AppendRequest) -> None:
+        previous_last = self.log.last_index
+        new = self.log.merge(m.previous_index, m.entries)
+        if new:
+            self._given = min(self._given, new[0].index - 1)
+            if new[0].index <= previous_last:
+                self._truncations += 1
+            if self._latest_configuration() is not self._configuration:
+                self._adopt_configuration()
+
+    def _acknowledge(self, m: AppendRequest, index: int) -> None:
+        response = AppendResponse(m.sender, self.site, self.term, m.progress, index, False, 0, 0)
+        if index <= self.log.stable:
+            self._send(response)
+        else:
+            self._promise(response)
+
+    def _learn_commit(self, commit: int) -> None:
+        """The leader has committed `commit`: so have we, as far as our log is known to equal the leader's. Beyond
+        that it may hold entries of an older leader that will be replaced (scylla #9965)."""
+        self._leader_commit = max(self._leader_commit, commit)
+        self._commit(min(self._leader_commit, self._verified))
+
+    def _on_commit_notice(self, m: CommitNotice) -> None:
+        self._follow(m.sender)
+        self._learn_commit(m.commit)
+
+    def _on_heartbeat(self, m: Heartbeat) -> None:
+        self._follow(m.sender)
+        self._learn_commit(m.commit)
+        self._send(HeartbeatResponse(m.sender, self.site, self.term, m.progress, m.round))
+
+    # ---- leading --------------------------------------------------------------------------------------------------
+
+    def _voters(self) -> tuple[int, ...]:
+        return self._configuration.voters if self._configuration is not None else ()
+
+    def _append(self, kind: EntryKind, payload: bytes) -> None:
+        index = self.log.last_index + 1
+        self.log.append([Entry(index, self.term, kind, payload=payload, previous_chain=self.log.last_chain)])
+
+    def _latest_configuration(self) -> Configuration | None:
+        return self.log.configurations[-1][1] if self.log.configurations else None
+
+    def _adopt_configuration(self) -> None:
+        """The latest configuration in the log is the one in force, committed or not."""
+        self._configuration = self._latest_configuration()
+        if self.role is not Role.LEADER or self._configuration is None:
+            return
+        members = self._configuration.servers
+        for site in [site for site in self.progress if site not in members]:
+            del self.progress[site]
+        for site in members:
+            if site != self.site and site not in self.progress:
+                session = self._random.getrandbits(32)
+                progress = Progress(session, self.log.last_index + 1, self.limits.window_bytes)
+                progress.active = True  # it gets an election timeout's time to be heard from
+                self.progress[site] = progress
+        if self.transferee not in self._configuration.voters:
+            self.transferee = NOBODY
+
+    def _peer(self, m: AppendResponse | HeartbeatResponse) -> Progress | None:
+        progress = self.progress.get(m.sender)
+        if progress is None or progress.session != m.progress:
+            return None
+        progress.active = True
+        return progress
+
+    def _on_append_response(self, m: AppendResponse) -> None:
+        progress = self._peer(m)
+        if progress is None:
+            return
+        if m.rejected:
+            agree = self.log.conflict(m.hint_index, m.hint_term)[0]
+            progress.rejected(m.index, agree)
+        elif m.index <= self.log.last_index and progress.accepted(m.index):
+            self._maybe_commit()
+            self._hand_over_if_caught_up()
+
+    def _on_heartbeat_response(self, m: HeartbeatResponse) -> None:
+        progress = self._peer(m)
+        if progress is None:
+            return
+        progress.probe_sent = False
+        if progress.silent_ticks >= self.limits.watchdog_ticks:
+            progress.become_probe()
+        self._rounds_answered[m.sender] = max(self._rounds_answered.get(m.sender, 0), m.round)
+        self._confirm_reads()
+
+    def _maybe_commit(self) -> None:
+        """Commit what a majority of voters has on disk, if it is of this leader's term: an older entry on a majority
+        may still be replaced (Raft paper, 5.4.2)."""
+        if not self._voters():
+            return
+        index = agreed(self._voters(), self._on_disk)
+        if index > self.log.commit and self.log.matches(index, self.term):
+            self._commit(index)
+
+    def _on_disk(self, site: int) -> int:
+        if site == self.site:
+            return self.log.stable
+        return self.progress[site].match
+
+    def _commit(self, index: int) -> None:
+        if not self.log.commit_to(index) or self.role is not Role.LEADER:
+            return
+        if self._reads_early and self.log.term(self.log.commit) == self.term:
+            early, self._reads_early = self._reads_early, []
+            for asker, context in early:
+                self._read(asker, context)
+        if not self.is_voter and self.configuration_index <= self.log.commit:
+            self._become_follower(self.term, NOBODY, "the committed configuration does not have it as a voter")
+
+    def _send_due(self) -> None:
+        """Fill every follower's pipeline, and tell everyone the commit index."""
+        for site, progress in self.progress.items():
+            while not progress.paused and (
+                progress.next_index <= self.log.last_index or progress.state is ProgressState.PROBE
+            ):
+                self._send_append(site, progress)
+            if progress.announced_commit < self.log.commit and progress.state is ProgressState.REPLICATE:
+                progress.announced_commit = self.log.commit
+                self._messages.append(CommitNotice(site, self.site, self.term, self.log.commit))
+        if self._heartbeat_due:
+            self._heartbeat_due = False
+            self._round += 1
+            for site, progress in self.progress.items():
+                beat = Heartbeat(site, self.site, self.term, progress.session, self.log.commit, self._round)
+                self._messages.append(beat)
+            self._confirm_reads()
+
+    def _send_append(self, site: int, progress: Progress) -> None:
+        previous = progress.next_index - 1
+        previous_term = self.log.term(previous)
+        if previous_term is None:
+            progress.become_snapshot()
+            return
+        probing = progress.state is ProgressState.PROBE
+        limit = self.limits.probe_bytes if probing else self.limits.append_bytes
+        entries = tuple(self.log.slice(progress.next_index, self.log.last_index, limit))
+        request = AppendRequest(
+            site, self.site, self.term, progress.session, previous, previous_term, self.log.commit, entries
+        )
+        self._messages.append(request)
+        progress.announced_commit = self.log.commit
+        progress.sent(previous + len(entries), len(entries), total_size(entries))
+
+    # ---- leadership transfer --------------------------------------------------------------------------------------
+
+    def _hand_over_if_caught_up(self) -> None:
+        if self.transferee != NOBODY and self.progress[self.transferee].match == self.log.last_index:
+            self._send(TimeoutNow(self.transferee, self.site, self.term))
+
+    # ---- linearizable reads ---------------------------------------------------------------------------------------
+
+    def _read(self, asker: int, context: Any) -> None:
+        if self.log.term(self.log.commit) != self.term:
+            self._reads_early.append((asker, context))  # what older leaders committed is not known yet (thesis, 6.4)
+            return
+        self._heartbeat_due = True
+        self._reads_confirming.append(_PendingRead(self._round + 1, self.log.commit, asker, context))
+
+    def _confirm_reads(self) -> None:
+        if not self._reads_confirming:
+            return
+        confirmed = agreed(self._voters(), self._round_answered)
+        while self._reads_confirming and self._reads_confirming[0].round <= confirmed:
+            read = self._reads_confirming.pop(0)
+            if read.asker == self.site:
+                self._read_states.append(ReadState(read.context, read.index))
+            else:
+                self._send(ReadIndexResponse(read.asker, self.site, self.term, read.context, read.index))
+
+    def _round_answered(self, site: int) -> int:
+        return self._round if site == self.site else self._rounds_answered.get(site, 0)
+
+    def _on_read_index_request(self, m: ReadIndexRequest) -> None:
+        if self.role is Role.LEADER:
+            self._read(m.sender, m.attempt)
+
+    def _on_read_index_response(self, m: ReadIndexResponse) -> None:
+        if m.sender == self.leader and m.attempt in self._read_attempts:
+            self._read_states.append(ReadState(self._read_attempts.pop(m.attempt), m.index))
+
+    # ---- messages -------------------------------------------------------------------------------------------------
+
+    def post(self, message: Message) -> None:
+        """Send a message of the protocols built on top, by the same rules as the core's own."""
+        self._send(message)
+
+    def _send(self, message: Message) -> None:
+        self._messages.append(message)
+
+    def _promise(self, message: Message) -> None:
+        self._promises.append(message)
+
+
+_HANDLERS = cast(
+    "dict[type[Message], Callable[[RaftCore, Any], None]]",
+    {
+        VoteRequest: RaftCore._on_vote_request,
+        VoteResponse: RaftCore._on_vote_response,
+        AppendRequest: RaftCore._on_append_request,
+        AppendResponse: RaftCore._on_append_response,
+        CommitNotice: RaftCore._on_commit_notice,
+        Heartbeat: RaftCore._on_heartbeat,
+        HeartbeatResponse: RaftCore._on_heartbeat_response,
+        TimeoutNow: RaftCore._on_timeout_now,
+        ReadIndexRequest: RaftCore._on_read_index_request,
+        ReadIndexResponse: RaftCore._on_read_index_response,
+    },
+)

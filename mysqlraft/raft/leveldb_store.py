@@ -1,0 +1,257 @@
+"""The log and the hard state of one site in one LevelDB.
+
+Keys and values (numbers big endian; a *sealed* value is its xxh3-64 followed by the value)::
+
+    l<index u64>    the entry's record (entry.py)
+    c<index u64>    the payload of that entry, if it is a configuration: found at start without reading the log
+    mformat         sealed msgpack [version, cluster id, site id]
+    mhard           sealed term u64, vote u64
+    mbase           sealed index u64, term u64, chain u64 of the entry before the first one
+    mcommit         sealed index u64
+    mbootstrap      sealed encoded configuration
+
+One `write` is one synced LevelDB batch, so a truncation and the append that follows it are on disk both or neither.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import plyvel
+from xxhash import xxh3_64_intdigest
+
+from mysqlraft.raft.configuration import Configuration
+from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
+from mysqlraft.raft.store import Base, HardState, StoreError, Write, WrongDirectory
+
+FORMAT_VERSION = 1
+WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+_U64 = struct.Struct(">Q")
+_PAIR = struct.Struct(">QQ")
+_TRIPLE = struct.Struct(">QQQ")
+_AFTER_ENTRIES = b"m"
+
+
+def _entry_key(index: int) -> bytes:
+    return b"l" + _U64.pack(index)
+
+
+def _configuration_key(index: int) -> bytes:
+    return b"c" + _U64.pack(index)
+
+
+def _sealed(value: bytes) -> bytes:
+    return _U64.pack(xxh3_64_intdigest(value)) + value
+
+
+class LevelDBStore:
+    """The store of one site. Writes may come from one other thread than reads."""
+
+    def __init__(self, directory: str | os.PathLike[str], cluster: str, site: int) -> None:
+        """Open, or create. Raises WrongDirectory if it is somebody else's, StoreError if it cannot be relied on."""
+        self.directory = Path(directory)
+        self._lock = self._take_lock()
+        try:
+            with self._errors("cannot be opened"):
+                # paranoid: a damaged LevelDB log is an error, not an invitation to forget what it held.
+                self._db: Any = plyvel.DB(
+                    str(self.directory / "log"),
+                    create_if_missing=True,
+                    paranoid_checks=True,
+                    compression=None,
+                    write_buffer_size=WRITE_BUFFER_BYTES,
+                )
+            self._check_format(cluster, site)
+            self._hard_state = HardState(*self._numbers(b"mhard", _PAIR, (0, 0)))
+            self._base = Base(*self._numbers(b"mbase", _TRIPLE, (0, 0, 0)))
+            self._commit = self._numbers(b"mcommit", _U64, (0,))[0]
+            self._last_index = self._find_last_index()
+            bootstrapped = self._sealed_value(b"mbootstrap")
+            self._bootstrapped = None if bootstrapped is None else Configuration.decode(bootstrapped)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def base(self) -> Base:
+        return self._base
+
+    @property
+    def last_index(self) -> int:
+        return self._last_index
+
+    @property
+    def hard_state(self) -> HardState:
+        return self._hard_state
+
+    @property
+    def commit(self) -> int:
+        return self._commit
+
+    @property
+    def bootstrapped(self) -> Configuration | None:
+        return self._bootstrapped
+
+    def entries(self, first: int, last: int, max_bytes: int) -> list[Entry]:
+        found: list[Entry] = []
+        size = 0
+        expected = first
+        with self._errors("cannot be read"):
+            records = self._db.iterator(
+                start=_entry_key(first), stop=_entry_key(last), include_stop=True, include_key=False
+            )
+            for record in records:
+                size += len(record)
+                if found and size > max_bytes:
+                    break
+                try:
+                    entry = Entry.from_record(record)
+                except CorruptRecord as error:
+                    raise self._damaged(f"entry {expected} is corrupt: {error}") from error
+                if entry.index != expected:
+                    raise self._damaged(f"entry {expected} is missing (found {entry.index} in its place)")
+                found.append(entry)
+                expected += 1
+        if not found:
+            raise self._damaged(f"entry {first} is missing (the log is {self._base.index + 1}..{self._last_index})")
+        return found
+
+    def configurations(self) -> list[tuple[int, Configuration]]:
+        with self._errors("cannot be read"):
+            return [
+                (_U64.unpack(key[1:])[0], Configuration.decode(value)) for key, value in self._db.iterator(prefix=b"c")
+            ]
+
+    def write(self, writes: Sequence[Write]) -> None:
+        last_index = self._last_index
+        hard_state, commit, bootstrapped = self._hard_state, self._commit, self._bootstrapped
+        with self._errors("cannot be written"):
+            batch = self._db.write_batch(sync=any(write.must_sync for write in writes))
+            put = batch.put
+            for write in writes:
+                if write.entries:
+                    first = write.entries[0].index
+                    if not self._base.index < first <= last_index + 1:
+                        raise StoreError(f"entry {first} would leave a gap after {last_index}")
+                    for entry in write.entries:
+                        put(_entry_key(entry.index), entry.record)
+                        if entry.kind is EntryKind.CONFIGURATION:
+                            put(_configuration_key(entry.index), entry.payload)
+                    if first <= last_index:
+                        self._truncate(batch, write.entries, last_index)
+                    last_index = write.entries[-1].index
+                if write.hard_state is not None:
+                    hard_state = write.hard_state
+                    put(b"mhard", _sealed(_PAIR.pack(*hard_state)))
+                if write.bootstrap is not None:
+                    bootstrapped = write.bootstrap
+                    put(b"mbootstrap", _sealed(bootstrapped.encode()))
+                if write.commit:
+                    commit = write.commit
+            if commit != self._commit:
+                put(b"mcommit", _sealed(_U64.pack(commit)))
+            batch.write()
+        self._last_index = last_index
+        self._hard_state, self._commit, self._bootstrapped = hard_state, commit, bootstrapped
+
+    def close(self) -> None:
+        database = getattr(self, "_db", None)
+        if database is not None:
+            database.close()
+        os.close(self._lock)
+
+    @staticmethod
+    def _truncate(batch: Any, entries: Sequence[Entry], last_index: int) -> None:
+        """Delete what `entries` replace and do not overwrite."""
+        kept = {entry.index for entry in entries if entry.kind is EntryKind.CONFIGURATION}
+        for index in range(entries[0].index, last_index + 1):
+            if index > entries[-1].index:
+                batch.delete(_entry_key(index))
+            if index not in kept:
+                batch.delete(_configuration_key(index))
+
+    def _take_lock(self) -> int:
+        """Two daemons on one directory would each overwrite the other's votes."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(f"{self.directory}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
+            raise WrongDirectory(f"{self.directory} is in use by another daemon (process {holder})") from error
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        return lock
+
+    def _check_format(self, cluster: str, site: int) -> None:
+        """The directory has to be this cluster's and site's, and in a format that this version writes."""
+        sealed = self._sealed_value(b"mformat")
+        if sealed is None:
+            with self._errors("cannot be written"):
+                if next(iter(self._db.iterator(include_value=False)), None) is not None:
+                    raise WrongDirectory(f"{self.directory}/log is a LevelDB, but not one of mysqlraft's")
+                self._db.put(b"mformat", _sealed(msgpack.packb([FORMAT_VERSION, cluster, site])), sync=True)
+            return
+        version, *owner = msgpack.unpackb(sealed)
+        if version != FORMAT_VERSION:
+            raise WrongDirectory(
+                f"{self.directory} has format version {version}; this mysqlraft knows {FORMAT_VERSION}"
+            )
+        if owner != [cluster, site]:
+            raise WrongDirectory(
+                f"{self.directory} belongs to site {owner[1]} of cluster {owner[0]!r}, "
+                f"this is site {site} of cluster {cluster!r}"
+            )
+
+    def _find_last_index(self) -> int:
+        with self._errors("cannot be read"):
+            iterator = self._db.iterator(start=b"l", stop=_AFTER_ENTRIES, reverse=True, include_value=False)
+            last = next(iterator, None)
+            iterator.close()
+        if last is None:
+            return self._base.index
+        index: int = _U64.unpack(last[1:])[0]
+        for needed in (self._base.index + 1, index):
+            self.entries(needed, needed, 1)
+        return index
+
+    def _sealed_value(self, key: bytes) -> bytes | None:
+        with self._errors("cannot be read"):
+            sealed: bytes | None = self._db.get(key)
+        if sealed is None:
+            return None
+        if len(sealed) < 8 or _U64.pack(xxh3_64_intdigest(sealed[8:])) != sealed[:8]:
+            raise self._damaged(f"record {key.decode()} is corrupt")
+        return sealed[8:]
+
+    def _numbers(self, key: bytes, layout: struct.Struct, absent: tuple[int, ...]) -> tuple[int, ...]:
+        value = self._sealed_value(key)
+        if value is None:
+            return absent
+        if len(value) != layout.size:
+            raise self._damaged(f"record {key.decode()} has {len(value)} bytes, not {layout.size}")
+        return layout.unpack(value)
+
+    def _damaged(self, what: str) -> StoreError:
+        return StoreError(
+            f"{self.directory}: {what}. What this site acknowledged may be lost: do not restart it with a cut log; "
+            "empty the directory and let it rejoin as a new member"
+        )
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (plyvel.Error, OSError) as error:
+            raise StoreError(f"{self.directory} {what}: {error}") from error

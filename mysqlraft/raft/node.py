@@ -1,0 +1,432 @@
+"""The driver: gives the pure part (participant.py) its clock, its network and its disk.
+
+One thread, the event loop's, owns all Raft state. Whatever comes in is fed to the participant at once, and one `_pump`
+at the end of the loop's turn takes out what is to be done for all of it together. Only the synced write runs in
+another thread; one is under way at a time, and all that is ready when it ends is the next one. So an idle site writes
+immediately, and a busy one writes large batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import ssl
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from mysqlraft.raft.configuration import Change, ConfigurationError, Server
+from mysqlraft.raft.core import NOBODY, Limits, Ready, Role
+from mysqlraft.raft.entry import Entry
+from mysqlraft.raft.log import LogDivergence
+from mysqlraft.raft.messages import Message
+from mysqlraft.raft.participant import Participant
+from mysqlraft.raft.store import Store, StoreError, Write
+from mysqlraft.raft.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+HANDOVER_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class _Waiter:
+    index: int
+    future: asyncio.Future[None]
+
+
+class _Writer:
+    """The thread that writes. It takes one batch at a time and reports back on the event loop."""
+
+    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._loop = loop
+        self._work: queue.SimpleQueue[tuple[list[Write], Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="raft-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, writes: list[Write], done: Any) -> None:
+        """Calls `done(error or None)` on the loop when the writes are durable."""
+        self._work.put((writes, done))
+
+    def stop(self) -> None:
+        """Wait for what is under way."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            writes, done = work
+            error: Exception | None = None
+            try:
+                self._store.write(writes)
+            except Exception as failure:
+                error = failure
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(done, error)
+
+
+class Node:
+    """One running site of the cluster. Everything here is called on the event loop.
+
+    The caller opens the store, bootstraps it if it is a founding site's, and closes it after `stop`.
+    """
+
+    def __init__(
+        self,
+        site: int,
+        cluster: str,
+        store: Store,
+        listen: str,
+        *,
+        addresses: Mapping[int, str] | None = None,
+        limits: Limits | None = None,
+        tick_seconds: float = 0.05,
+        random: Random | None = None,
+        server_ssl: ssl.SSLContext | None = None,
+        client_ssl: ssl.SSLContext | None = None,
+    ) -> None:
+        """`addresses` ("host:port" by site) are used instead of those in the configuration: for a way around, and
+        for a site that joins and has no configuration yet."""
+        random = random or Random()
+        self.site = site
+        self._store = store
+        self._listen = listen
+        self._addresses = dict(addresses or {})
+        self._tick_seconds = tick_seconds
+        self._participant = Participant(site, store, random, limits)
+        self._core = self._participant.core
+        self.transport = Transport(
+            site,
+            cluster,
+            on_message=self._on_message,
+            on_reset=self._on_reset,
+            known=self._knows,
+            random=Random(random.getrandbits(64)),
+            server_ssl=server_ssl,
+            client_ssl=client_ssl,
+        )
+        self._peers_from: object = None
+        self._pump_scheduled = False
+        self._queue: list[Ready] = []
+        """Given out by the core, not yet handed to the writer."""
+        self._writing = False
+        self._writer: _Writer | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._next_tick = 0.0
+        self._waiters: list[_Waiter] = []
+        self._reads: set[asyncio.Future[int]] = set()
+        self._transition = asyncio.Event()
+        self._last_commit = self.commit_index
+        self._failed: asyncio.Future[None] | None = None
+        self._stopped = False
+
+    # ---- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen, dial, tick. Raises OSError if it cannot listen."""
+        loop = asyncio.get_running_loop()
+        self._failed = loop.create_future()
+        await self.transport.start(self._listen)
+        self._writer = _Writer(self._store, loop)
+        self._set_peers()
+        self._next_tick = loop.time() + self._tick_seconds
+        self._ticker = loop.call_at(self._next_tick, self._tick)
+        self._schedule_pump()
+
+    async def stop(self) -> None:
+        """Hand over leadership if this site has it, finish the write under way, close all connections."""
+        if self._stopped:
+            return
+        if self.role is Role.LEADER and not self.failed.done():
+            await self._hand_over()
+        self._stopped = True
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await self.transport.stop()
+        if self._writer is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._writer.stop)
+        stopped = ConnectionError("the node has stopped")
+        for waiter in self._waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(stopped)
+        for read in self._reads:
+            if not read.done():
+                read.set_exception(stopped)
+
+    @property
+    def failed(self) -> asyncio.Future[None]:
+        """Gets the exception that this site cannot live with (a storage error, a log that differs). The daemon has to
+        exit then: its supervisor starts it again from what is on disk."""
+        if self._failed is None:
+            raise RuntimeError("the node is not started")
+        return self._failed
+
+    # ---- proposals and what became of them ------------------------------------------------------------------------
+
+    def propose(self, session: int, sequence: int, payload: bytes) -> None:
+        """Have `payload` put into the log, wherever the leader is: in order, at least once, and counting once by the
+        rule of sessions.SessionTable. Returns at once; see `outstanding_bytes` for when to hold back."""
+        self._participant.propose(session, sequence, payload)
+        self._schedule_pump()
+
+    @property
+    def outstanding_bytes(self) -> int:
+        """Of this site's proposals that are not yet committed."""
+        return self._participant.forwarder.outstanding_bytes
+
+    @property
+    def commit_index(self) -> int:
+        """Everything up to here is committed, and on this site's disk."""
+        log = self._core.log
+        return min(log.commit, log.stable)
+
+    @property
+    def first_index(self) -> int:
+        """The first entry that is still in the log."""
+        return self._core.log.first_index
+
+    @property
+    def last_index(self) -> int:
+        return self._core.log.last_index
+
+    def committed_entries(self, first_index: int, max_bytes: int) -> Sequence[Entry]:
+        """The committed entries from `first_index` on: at least one if there is one, no more than fit into
+        `max_bytes`. Raises StoreError if they are no longer in the log."""
+        log = self._core.log
+        if first_index < log.first_index:
+            raise StoreError(f"entry {first_index} is not in the log any more, it begins at {log.first_index}")
+        return log.slice(first_index, self.commit_index, max_bytes)
+
+    async def wait_committed(self, index: int) -> None:
+        """Until `commit_index` is at least `index`."""
+        if self.commit_index >= index:
+            return
+        waiter = _Waiter(index, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        try:
+            await waiter.future
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    # ---- the cluster ----------------------------------------------------------------------------------------------
+
+    @property
+    def leader(self) -> int:
+        """The leader's site id as far as this site knows, 0 for none."""
+        return self._core.leader
+
+    @property
+    def term(self) -> int:
+        return self._core.term
+
+    @property
+    def role(self) -> Role:
+        return self._core.role
+
+    async def read_index(self) -> int:
+        """An index that covers everything committed, anywhere, before this call: once it is applied here, a local
+        read is linearizable. Asks again until it gets an answer; bound it with asyncio.timeout."""
+        patience = self._core.limits.election_ticks * self._tick_seconds
+        while True:
+            answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self._reads.add(answer)
+            try:
+                self._core.read_index(answer)
+                self._schedule_pump()
+                async with asyncio.timeout(patience):
+                    return await answer
+            except TimeoutError:
+                continue  # with a fresh future: a late answer to this attempt is not one to the next
+            finally:
+                self._reads.discard(answer)
+
+    def transfer(self, target: int = NOBODY) -> int:
+        """See RaftCore.transfer."""
+        chosen = self._core.transfer(target)
+        self._schedule_pump()
+        return chosen
+
+    def propose_change(self, change: Change, server: Server, expected_index: int) -> int:
+        """See RaftCore.propose_change."""
+        index = self._core.propose_change(change, server, expected_index)
+        self._schedule_pump()
+        return index
+
+    def status(self) -> dict[str, Any]:
+        """What there is to know, for people and programs."""
+        core, log = self._core, self._core.log
+        configuration = core.configuration
+        peers: dict[int, dict[str, Any]] = {}
+        for site in configuration.servers if configuration is not None else ():
+            if site == self.site:
+                continue
+            progress = core.progress.get(site)
+            round_trip = self.transport.round_trip(site)
+            peers[site] = {
+                "connected": self.transport.connected(site),
+                "problem": self.transport.problem(site),
+                "rtt_ms": None if round_trip is None else round(round_trip * 1000, 3),
+                "match": progress.match if progress else None,
+                "next": progress.next_index if progress else None,
+                "inflight_bytes": progress.inflights.bytes if progress else None,
+                "state": progress.state.value if progress else None,
+            }
+        return {
+            "site": self.site,
+            "role": core.role.value,
+            "term": core.term,
+            "leader": core.leader,
+            "commit_index": self.commit_index,
+            "first_index": log.first_index,
+            "last_index": log.last_index,
+            "stable_index": log.stable,
+            "last_contact_ms": round(core.ticks_since_leader * self._tick_seconds * 1000),
+            "outstanding_proposals": len(self._participant.forwarder),
+            "outstanding_bytes": self.outstanding_bytes,
+            "storage_stalled": core.storage_stalled,
+            "configuration_index": core.configuration_index,
+            "members": {
+                site: {"name": server.name, "address": server.address, "voter": server.voter}
+                for site, server in (configuration.servers.items() if configuration is not None else ())
+            },
+            "peers": peers,
+        }
+
+    # ---- inputs ---------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        # After a stall (a suspended machine, a long pause) time is not caught up: that would start elections.
+        self._next_tick = max(self._next_tick + self._tick_seconds, loop.time())
+        self._ticker = loop.call_at(self._next_tick, self._tick)
+        self._participant.tick()
+        self._pump()
+        if not self._writing and not self._queue and (commit := self._core.commit_to_record()) is not None:
+            self._start_write([commit], [])
+
+    def _on_message(self, message: Message) -> None:
+        if self._stopped or self.failed.done():
+            return
+        try:
+            self._participant.step(message)
+        except (StoreError, LogDivergence, ConfigurationError, AssertionError) as error:
+            self._fail(error)
+        self._schedule_pump()
+
+    def _on_reset(self, site: int) -> None:
+        self._participant.connection_lost(site)
+        self._schedule_pump()
+
+    def _knows(self, site: int) -> bool:
+        configuration = self._core.configuration
+        return configuration is None or site in configuration or site in self._addresses
+
+    # ---- outputs --------------------------------------------------------------------------------------------------
+
+    def _schedule_pump(self) -> None:
+        if not self._pump_scheduled and self._writer is not None:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        if self._stopped or self.failed.done():
+            return
+        try:
+            while (ready := self._participant.ready()) is not None:
+                self._take(ready)
+        except (StoreError, LogDivergence) as error:
+            self._fail(error)
+            return
+        self._start_next_write()
+        self._tell_commit()
+
+    def _take(self, ready: Ready) -> None:
+        if ready.messages:
+            self.transport.send(ready.messages)
+        for role, term, leader, reason in ready.transitions:
+            logger.info(
+                "role change site=%d role=%s term=%d leader=%d reason=%r", self.site, role.value, term, leader, reason
+            )
+            self._transition.set()
+        for read in ready.read_states:
+            if not read.context.done():
+                read.context.set_result(read.index)
+        if ready.write is not None or ready.promises:
+            self._queue.append(ready)
+        if self._core.configuration is not self._peers_from:
+            self._set_peers()
+
+    def _set_peers(self) -> None:
+        configuration = self._core.configuration
+        self._peers_from = configuration
+        addresses = {} if configuration is None else {
+            site: server.address for site, server in configuration.servers.items()
+        }  # fmt: skip
+        overridden = {site: at for site, at in self._addresses.items() if configuration is None or site in addresses}
+        self.transport.set_peers({**addresses, **overridden})
+
+    def _start_next_write(self) -> None:
+        if self._writing or not self._queue:
+            return
+        batch, self._queue = self._queue, []
+        self._start_write([ready.write for ready in batch if ready.write is not None], batch)
+
+    def _start_write(self, writes: list[Write], batch: list[Ready]) -> None:
+        if self._writer is None:
+            return
+        self._writing = True
+        self._writer.write(writes, lambda error: self._written(batch, error))
+
+    def _written(self, batch: list[Ready], error: Exception | None) -> None:
+        self._writing = False
+        if error is not None:
+            self._fail(error)
+            return
+        if self._stopped or self.failed.done():
+            return
+        promises: list[Message] = []
+        for ready in batch:
+            self._participant.advance(ready)
+            promises += ready.promises
+        self.transport.send(promises)
+        self._pump()
+
+    def _tell_commit(self) -> None:
+        commit = self.commit_index
+        if commit == self._last_commit:
+            return
+        self._last_commit = commit
+        for waiter in [waiter for waiter in self._waiters if waiter.index <= commit]:
+            self._waiters.remove(waiter)
+            if not waiter.future.done():
+                waiter.future.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        """This site can no longer keep its promises: it says nothing more."""
+        if self.failed.done():
+            return
+        logger.critical("raft stopped site=%d reason=%r", self.site, str(error))
+        self.failed.set_exception(error)
+        self.failed.exception()  # whoever awaits it still gets it; this only keeps asyncio from complaining
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    async def _hand_over(self) -> None:
+        configuration = self._core.configuration
+        voters = configuration.voters if configuration is not None else ()
+        if not self._core.accepts_proposals or not any(self.transport.connected(site) for site in voters):
+            return
+        chosen = self.transfer()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HANDOVER_SECONDS):
+                while self.role is Role.LEADER:
+                    self._transition.clear()
+                    await self._transition.wait()
+        logger.info("leadership handed over site=%d to=%d done=%s", self.site, chosen, self.role is not Role.LEADER)

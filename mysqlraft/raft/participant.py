@@ -1,0 +1,101 @@
+"""One site's whole pure part: the Raft core, the forwarding of this site's proposals, and the leader's intake.
+
+This is what a driver drives: node.py with sockets, disks and a clock, tests/simulation with none of them.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from mysqlraft.raft.core import Limits, RaftCore, Ready, Role
+from mysqlraft.raft.forward import Forwarder, Intake
+from mysqlraft.raft.messages import Forward, ForwardStatus, Message
+from mysqlraft.raft.store import Store
+
+OBSERVE_BYTES = 1024 * 1024
+"""How much of the log is looked at in one go for proposals of ours that have committed."""
+
+
+class Participant:
+    """RaftCore, Forwarder and Intake, joined. The same rules as for the core hold: one owner, inputs, `ready`."""
+
+    def __init__(self, site: int, store: Store, random: Random, limits: Limits | None = None) -> None:
+        self.site = site
+        self.core = RaftCore(site, store, random, limits)
+        self.forwarder = Forwarder(site)
+        self._intake = Intake(site, 0)
+        self._observed = self.core.log.commit
+        """Up to here the committed entries have been looked at for our own proposals."""
+
+    def tick(self) -> None:
+        self.core.tick()
+        self.forwarder.tick()
+
+    def step(self, message: Message) -> None:
+        if isinstance(message, Forward):
+            if message.to == self.site:
+                self._admit(message)
+        elif isinstance(message, ForwardStatus):
+            if message.to == self.site:
+                self._observe()
+                self.forwarder.on_status(message, self.core.log.commit)
+        else:
+            self.core.step(message)
+
+    def propose(self, session: int, sequence: int, payload: bytes) -> None:
+        """A proposal of this site, wherever the leader is. See Forwarder.propose."""
+        self.forwarder.propose(session, sequence, payload)
+
+    def connection_lost(self, site: int) -> None:
+        """What was sent to `site` may not have arrived."""
+        self.core.unreachable(site)
+        if site == self.core.leader:
+            self.forwarder.restart()
+
+    def ready(self) -> Ready | None:
+        core = self.core
+        if self._observed < core.log.commit:
+            self._observe()
+        self.forwarder.follow(core.leader, core.term)
+        for forward in self.forwarder.take():
+            if forward.to == self.site:
+                self._admit(forward)
+            else:
+                core.post(forward)
+        if core.accepts_proposals:
+            for status in self._intake.refused():
+                self._answer(status)
+        return core.ready()
+
+    def advance(self, ready: Ready) -> None:
+        self.core.advance(ready)
+
+    def _admit(self, forward: Forward) -> None:
+        core = self.core
+        if core.role is not Role.LEADER or forward.term != core.term:
+            return  # its sender learns who leads, and starts again there
+        if self._intake.term != core.term:
+            self._intake = Intake(self.site, core.term)
+        if not core.accepts_proposals:
+            self._intake.refuse(forward)
+            return
+        proposals, status = self._intake.admit(forward)
+        if proposals:
+            self._intake.taken(proposals, core.propose(proposals))
+        if status is not None:
+            self._answer(status)
+
+    def _answer(self, status: ForwardStatus) -> None:
+        if status.to == self.site:
+            self.forwarder.on_status(status, self.core.log.commit)
+        else:
+            self.core.post(status)
+
+    def _observe(self) -> None:
+        log = self.core.log
+        while self._observed < log.commit:
+            entries = log.slice(self._observed + 1, log.commit, OBSERVE_BYTES)
+            for entry in entries:
+                if entry.origin == self.site:
+                    self.forwarder.committed(entry.session, entry.sequence)
+            self._observed = entries[-1].index

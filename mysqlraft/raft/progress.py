@@ -1,0 +1,150 @@
+"""The leader's view of one follower: what it has, what is on the way to it, and whether to send more."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+
+class ProgressState(Enum):
+    PROBE = "probe"
+    """It is not known where the follower's log agrees with ours: one append at a time, until one is accepted."""
+    REPLICATE = "replicate"
+    """The follower accepts appends: they are pipelined, as many bytes as the window holds."""
+    SNAPSHOT = "snapshot"
+    """The entries it needs are gone here: nothing to send until a snapshot has brought it forward."""
+
+
+class Inflights:
+    """Appends that were sent and not yet answered: a queue of (last index, bytes), and the sum of the bytes.
+
+    Invariant: the indices strictly increase.
+    """
+
+    __slots__ = ("_queue", "bytes", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.bytes = 0
+        self._queue: deque[tuple[int, int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def full(self) -> bool:
+        """At least `capacity` bytes are on the way. One append may overshoot it, else a large entry never fits."""
+        return self.bytes >= self.capacity
+
+    def add(self, last_index: int, size: int) -> None:
+        self._queue.append((last_index, size))
+        self.bytes += size
+
+    def free_to(self, index: int) -> None:
+        """Forget the appends that an answer for `index` covers."""
+        queue = self._queue
+        while queue and queue[0][0] <= index:
+            self.bytes -= queue.popleft()[1]
+
+    def clear(self) -> None:
+        self._queue.clear()
+        self.bytes = 0
+
+
+class Progress:
+    """Replication to one follower.
+
+    Invariant: match < next_index. In REPLICATE every entry in match+1 .. next_index-1 is in `inflights`.
+    """
+
+    __slots__ = (
+        "active",
+        "announced_commit",
+        "inflights",
+        "match",
+        "next_index",
+        "probe_sent",
+        "session",
+        "silent_ticks",
+        "state",
+    )
+
+    def __init__(self, session: int, next_index: int, window: int) -> None:
+        self.session = session
+        """Which replication session this is; answers that carry another are from before and do not count."""
+        self.match = 0
+        """The greatest index up to which the follower's log on disk is known to equal ours."""
+        self.next_index = next_index
+        """The next entry to send."""
+        self.state = ProgressState.PROBE
+        self.probe_sent = False
+        """In PROBE: an append is on the way, wait for its answer or the next heartbeat's."""
+        self.inflights = Inflights(window)
+        self.active = False
+        """It was heard from since the last CheckQuorum."""
+        self.announced_commit = 0
+        """The commit index that the last message to it carried."""
+        self.silent_ticks = 0
+        """Ticks with appends on the way and none acknowledged; the watchdog's measure (hashicorp #612)."""
+
+    def become_probe(self) -> None:
+        """Nothing that is on the way can be relied on any more: start again behind what is known to be there."""
+        self.state = ProgressState.PROBE
+        self.probe_sent = False
+        self.next_index = self.match + 1
+        self.inflights.clear()
+        self.silent_ticks = 0
+
+    def become_replicate(self) -> None:
+        self.state = ProgressState.REPLICATE
+        self.probe_sent = False
+        self.next_index = self.match + 1
+        self.inflights.clear()
+
+    def become_snapshot(self) -> None:
+        self.state = ProgressState.SNAPSHOT
+        self.probe_sent = False
+        self.inflights.clear()
+        self.silent_ticks = 0
+
+    @property
+    def paused(self) -> bool:
+        """No append may be sent now."""
+        if self.state is ProgressState.REPLICATE:
+            return self.inflights.full
+        return self.state is ProgressState.SNAPSHOT or self.probe_sent
+
+    def sent(self, last_index: int, count: int, size: int) -> None:
+        """An append of `count` entries, `size` bytes, up to `last_index` leaves."""
+        if self.state is ProgressState.REPLICATE:
+            if count:
+                self.next_index = last_index + 1
+                self.inflights.add(last_index, size)
+        else:
+            self.probe_sent = True
+
+    def accepted(self, index: int) -> bool:
+        """An append up to `index` was acknowledged. True if that is news."""
+        self.silent_ticks = 0
+        news = index > self.match
+        if news:
+            self.match = index
+        self.next_index = max(self.next_index, index + 1)
+        if self.state is ProgressState.REPLICATE:
+            self.inflights.free_to(index)
+        elif self.state is ProgressState.PROBE and index == self.match:
+            self.become_replicate()
+        return news
+
+    def rejected(self, index: int, agree: int) -> bool:
+        """The append after `index` was refused; the logs can agree at most up to `agree`. False if that is old news."""
+        if self.state is ProgressState.REPLICATE:
+            if index <= self.match:
+                return False
+            self.become_probe()
+            return True
+        if index != self.next_index - 1:
+            return False
+        self.next_index = max(min(index, agree + 1), self.match + 1)
+        self.probe_sent = False
+        return True

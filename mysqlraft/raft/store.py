@@ -1,0 +1,102 @@
+"""What the consensus core needs of a disk: the log store and the stable store of hashicorp/raft, as protocols.
+
+Reading is synchronous and may be done by the owner of the core while another thread writes. All writing goes through
+`write`: the writes of one call become durable together or not at all, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from mysqlraft.raft.configuration import Configuration
+from mysqlraft.raft.entry import Entry
+
+
+class StoreError(Exception):
+    """The store cannot keep its promises (disk full, I/O error, corruption). Fatal to the daemon, never ignored."""
+
+
+class WrongDirectory(StoreError):
+    """The directory belongs to another cluster, another site, a newer version or a running daemon."""
+
+
+class HardState(NamedTuple):
+    """What a site must never forget: one record, durable before any reply that relies on it (hashicorp #661)."""
+
+    term: int = 0
+    vote: int = 0
+    """Whom it voted for in `term`, 0 for nobody."""
+
+
+class Base(NamedTuple):
+    """The entry before the first one stored: (0, 0, 0), or what a snapshot covers up to."""
+
+    index: int = 0  # type: ignore[assignment]  # shadows tuple.index
+    term: int = 0
+    chain: int = 0
+
+
+class Write(NamedTuple):
+    """Changes that become durable together."""
+
+    hard_state: HardState | None = None
+    entries: Sequence[Entry] = ()
+    """Consecutive. They replace whatever the log holds from the first one's index on: truncate and append in one."""
+    commit: int = 0
+    """The commit index, if not 0: a hint that makes a restart quick. Losing it harms nothing."""
+
+    bootstrap: Configuration | None = None
+    """The configuration that the cluster began with, if this is where it begins."""
+
+    @property
+    def must_sync(self) -> bool:
+        return self.hard_state is not None or bool(self.entries)
+
+
+class LogStore(Protocol):
+    """The entries after the base, without a gap."""
+
+    @property
+    def base(self) -> Base: ...
+
+    @property
+    def last_index(self) -> int:
+        """Of the last entry stored, or the base's."""
+        ...
+
+    def entries(self, first: int, last: int, max_bytes: int) -> list[Entry]:
+        """The entries from `first` to `last`, both included: at least one, and no more than fit into `max_bytes`.
+        Raises StoreError if one is missing or corrupt."""
+        ...
+
+    def configurations(self) -> list[tuple[int, Configuration]]:
+        """Every configuration in the log, with the index of its entry, oldest first."""
+        ...
+
+
+class StableStore(Protocol):
+    """The few values beside the log."""
+
+    @property
+    def hard_state(self) -> HardState: ...
+
+    @property
+    def commit(self) -> int:
+        """The last commit index recorded; the true one is at least this."""
+        ...
+
+    @property
+    def bootstrapped(self) -> Configuration | None:
+        """What this site was bootstrapped with, None if it was not (yet)."""
+        ...
+
+
+class Store(LogStore, StableStore, Protocol):
+    """Both, in one place, so that they can change in one batch."""
+
+    def write(self, writes: Sequence[Write]) -> None:
+        """Make them durable, if any of them must be. Raises StoreError."""
+        ...
+
+    def close(self) -> None: ...

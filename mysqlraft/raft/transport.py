@@ -1,0 +1,475 @@
+"""Messages between sites over TCP.
+
+Every site dials every other; a connection carries messages in the direction in which it was dialled (and answers to
+pings in the other). There are two per pair and direction, so that bulk data never delays a heartbeat:
+
+- CONTROL: everything small: heartbeats, votes, acknowledgements, commit notices, gossip.
+- BULK: log entries and forwarded proposals.
+
+Each outgoing connection has one owner task: dial, shake hands, watch, and after a failure wait and dial again. Sending
+never waits: a message goes into the connection's buffer, or nowhere if there is no connection. A buffer beyond its
+bound, or pings without an answer, end the connection. Raft is made for messages that get lost; it is only told when
+that may have happened (`on_reset`).
+
+Handshake: the dialler's first frame is [0, "mysqlraft", protocol version, cluster, its site, the site it wants,
+channel, its incarnation]. The answer is [0] or [0, reason of the refusal]. After that come frames of wire.py, and
+[100, number] ping, [101, number] pong, [102, status] gossip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterable, Mapping
+from enum import IntEnum
+from random import Random
+from typing import Any, cast
+
+import msgpack
+
+from mysqlraft.raft import wire
+from mysqlraft.raft.messages import AppendRequest, Forward, Message
+from mysqlraft.raft.wire import LENGTH, ProtocolError
+
+logger = logging.getLogger(__name__)
+
+MAGIC = "mysqlraft"
+HELLO, PING, PONG, GOSSIP = 0, 100, 101, 102
+
+MAX_FRAME_BYTES = 128 * 1024 * 1024
+"""No frame of a peer's is longer. One large entry has to fit."""
+MAX_HELLO_BYTES = 4096
+HANDSHAKE_SECONDS = 5.0
+PING_SECONDS = 1.0
+GOSSIP_SECONDS = 1.0
+BACKOFF_SECONDS = (0.05, 2.0)
+"""Wait before dialling again: at first, doubling, at most; each drawn between half of it and all of it."""
+
+
+class Channel(IntEnum):
+    CONTROL = 0
+    BULK = 1
+
+
+SILENCE_SECONDS = {Channel.CONTROL: 5.0, Channel.BULK: 30.0}
+"""A connection without any answer for this long is dead, whatever TCP thinks. (After a cut, TCP itself may wait for
+minutes before it tries again.) Bulk is given longer: its pings queue behind the data."""
+BUFFER_BYTES = {Channel.CONTROL: 1024 * 1024, Channel.BULK: 64 * 1024 * 1024}
+"""More than this unsent, and the connection is given up. Raft's windows keep the bulk well below it."""
+
+
+class _Frames(asyncio.Protocol):
+    """A connection as a sequence of frames."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.peer_name = "?"
+        self.closed = False
+        self.max_frame = MAX_HELLO_BYTES
+        self._pending = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        address = transport.get_extra_info("peername")
+        self.peer_name = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self._pending:
+                self._pending += data
+                consumed = self._split(memoryview(self._pending))
+                del self._pending[:consumed]
+            else:
+                consumed = self._split(memoryview(data))
+                if consumed < len(data):
+                    self._pending += data[consumed:]
+        except ProtocolError as error:
+            self.on_garbage(str(error))
+            self.abort()
+
+    def _split(self, view: memoryview) -> int:
+        """Hand over the whole frames in `view`; returns how many bytes they were."""
+        with view:
+            end, size = 0, len(view)
+            while size - end >= LENGTH.size and not self.closed:
+                (length,) = LENGTH.unpack_from(view, end)
+                if length > self.max_frame:
+                    raise ProtocolError(f"frame of {length} bytes, at most {self.max_frame} are allowed")
+                start = end + LENGTH.size
+                if size - start < length:
+                    break
+                end = start + length
+                with view[start:end] as body:
+                    fields = wire.unpack(body)
+                self.on_frame(fields)
+            return end
+
+    def on_frame(self, fields: list[Any]) -> None:
+        raise NotImplementedError
+
+    def on_garbage(self, reason: str) -> None:
+        logger.error("connection closed: garbage received peer=%s reason=%r", self.peer_name, reason)
+
+    def send(self, *fields: object) -> None:
+        self.send_bodies([msgpack.packb(fields)])
+
+    def send_bodies(self, bodies: Iterable[bytes]) -> None:
+        if self.transport is not None and not self.closed:
+            self.transport.writelines([part for body in bodies for part in wire.frame(body)])
+
+    def abort(self) -> None:
+        self.closed = True
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close(self) -> None:
+        """Close once what is buffered has left."""
+        self.closed = True
+        if self.transport is not None:
+            self.transport.close()
+
+
+class _Incoming(_Frames):
+    """A connection that a peer has dialled."""
+
+    def __init__(self, owner: Transport) -> None:
+        super().__init__()
+        self._owner = owner
+        self.site = 0
+        self.channel = Channel.CONTROL
+        self.heard_at = time.monotonic()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._owner.incoming.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._owner.incoming.discard(self)
+
+    def on_frame(self, fields: list[Any]) -> None:
+        self.heard_at = time.monotonic()
+        if not self.site:
+            self._greet(fields)
+        elif fields[0] < PING:
+            message = wire.decode(fields)
+            if message.sender != self.site or message.to != self._owner.site:
+                raise ProtocolError(f"message from {message.sender} to {message.to} on a connection from {self.site}")
+            self._owner.on_message(message)
+        elif fields[0] == PING and len(fields) == 2:
+            self.send(PONG, fields[1])
+        elif fields[0] == GOSSIP and len(fields) == 2 and type(fields[1]) is bytes:
+            self._owner.heard_status(self.site, fields[1])
+        else:
+            raise ProtocolError(f"unknown frame {fields[0]}")
+
+    def on_garbage(self, reason: str) -> None:
+        logger.error(
+            "connection closed: garbage received peer=%s site=%s reason=%r", self.peer_name, self.site or "?", reason
+        )
+
+    def _greet(self, fields: list[Any]) -> None:
+        if len(fields) < 3 or fields[:2] != [HELLO, MAGIC]:
+            raise ProtocolError("the first frame is not a mysqlraft handshake")
+        reason = self._owner.refusal(fields)
+        if reason is not None:
+            logger.error("connection refused: %s peer=%s", reason, self.peer_name)
+            self.send(HELLO, reason)
+            self.close()
+            return
+        self.site, self.channel = fields[4], Channel(fields[6])
+        self.max_frame = MAX_FRAME_BYTES
+        for other in list(self._owner.incoming):
+            if other is not self and (other.site, other.channel) == (self.site, self.channel):
+                other.abort()  # the peer has dialled anew, so that one is dead
+        self.send(HELLO)
+
+
+class _Outgoing(_Frames):
+    """A connection that this site has dialled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        loop = asyncio.get_running_loop()
+        self.greeted: asyncio.Future[str | None] = loop.create_future()
+        """The reason of a refusal, None if the peer took us."""
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.heard_at = time.monotonic()
+        self.rtt = 0.0
+        self._ping = 0
+        self._ping_at = 0.0
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if not self.greeted.done():
+            self.greeted.set_result(f"the connection was closed during the handshake ({exc or 'by the peer'})")
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def ping(self) -> None:
+        self._ping += 1
+        self._ping_at = time.monotonic()
+        self.send(PING, self._ping)
+
+    def on_frame(self, fields: list[Any]) -> None:
+        self.heard_at = time.monotonic()
+        if not self.greeted.done():
+            if fields[0] != HELLO or len(fields) > 2:
+                raise ProtocolError("the first frame is not an answer to a mysqlraft handshake")
+            self.greeted.set_result(str(fields[1]) if len(fields) == 2 else None)
+        elif fields[0] == PONG and len(fields) == 2:
+            if fields[1] == self._ping:
+                self.rtt = self.heard_at - self._ping_at
+        else:
+            raise ProtocolError(f"unknown frame {fields[0]}")
+
+
+class _Link:
+    """The owner of one outgoing connection to one peer, through all its lives."""
+
+    def __init__(self, owner: Transport, site: int, address: str, channel: Channel) -> None:
+        self._owner = owner
+        self.site = site
+        self.address = address
+        self.channel = channel
+        self.connection: _Outgoing | None = None
+        """The one that may be used, if there is one."""
+        self.problem: str | None = "not connected yet"
+        """Why there is none."""
+        self.task = asyncio.get_running_loop().create_task(self._own(), name=f"link-{site}-{channel.name.lower()}")
+
+    def send_bodies(self, bodies: list[bytes]) -> None:
+        connection = self.connection
+        if connection is None or connection.closed or connection.transport is None:
+            return
+        connection.send_bodies(bodies)
+        if connection.transport.get_write_buffer_size() > BUFFER_BYTES[self.channel]:
+            self._report("send queue over its bound")
+            connection.abort()
+
+    async def _own(self) -> None:
+        shortest, longest = BACKOFF_SECONDS
+        wait = shortest
+        while True:
+            connection, problem = await self._dial()
+            if connection is not None:
+                wait = shortest
+                self.connection, self.problem = connection, None
+                logger.info("connected site=%d address=%s channel=%s", self.site, self.address, self.channel.name)
+                self._owner.link_reset(self)
+                try:
+                    problem = await self._watch(connection)
+                finally:
+                    self.connection = None
+                    connection.abort()
+                self._report(problem)
+                self._owner.link_reset(self)
+            else:
+                self._report(problem)
+            await asyncio.sleep(wait * self._owner.random.uniform(0.5, 1.0))
+            wait = min(2 * wait, longest)
+
+    async def _dial(self) -> tuple[_Outgoing | None, str]:
+        """A connection past the handshake, or what went wrong."""
+        host, _, port = self.address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        connection: _Outgoing | None = None
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                _, connection = await loop.create_connection(
+                    _Outgoing, host.strip("[]"), int(port), ssl=self._owner.client_ssl
+                )
+                connection.send(*self._owner.hello(self.site, self.channel))
+                refused = await connection.greeted
+            if refused is None:
+                return connection, ""
+            problem = refused
+        except TimeoutError:
+            problem = f"no answer within {HANDSHAKE_SECONDS:.0f} s"
+        except (OSError, ssl.SSLError) as error:
+            problem = str(error)
+        finally:
+            if connection is not None and (not connection.greeted.done() or connection.greeted.result() is not None):
+                connection.abort()
+        return None, problem
+
+    async def _watch(self, connection: _Outgoing) -> str:
+        """Until the connection is lost: why it was."""
+        while True:
+            connection.ping()
+            await asyncio.wait([connection.lost], timeout=PING_SECONDS)
+            if connection.lost.done():
+                return "the connection was lost"
+            if time.monotonic() - connection.heard_at > SILENCE_SECONDS[self.channel]:
+                return f"nothing heard for {SILENCE_SECONDS[self.channel]:.0f} s"
+
+    def _report(self, problem: str) -> None:
+        """Once for each new problem, not for each attempt."""
+        if problem != self.problem:
+            self.problem = problem
+            logger.warning(
+                "not connected site=%d address=%s channel=%s reason=%r",
+                self.site, self.address, self.channel.name, problem,
+            )  # fmt: skip
+
+
+class Transport:
+    """This site's connections."""
+
+    def __init__(
+        self,
+        site: int,
+        cluster: str,
+        on_message: Callable[[Message], None],
+        on_reset: Callable[[int], None],
+        known: Callable[[int], bool],
+        random: Random,
+        server_ssl: ssl.SSLContext | None = None,
+        client_ssl: ssl.SSLContext | None = None,
+    ) -> None:
+        """`on_message` takes what arrives, `on_reset(site)` learns that what was sent there lately may be lost, and
+        `known(site)` tells whether a site is one to talk with."""
+        self.site = site
+        self.cluster = cluster
+        self.on_message = on_message
+        self.random = random
+        self.server_ssl = server_ssl
+        self.client_ssl = client_ssl
+        self.incoming: set[_Incoming] = set()
+        self._on_reset = on_reset
+        self._known = known
+        self._incarnation = random.getrandbits(63)
+        self._links: dict[int, dict[Channel, _Link]] = {}
+        self._server: asyncio.Server | None = None
+        self._status = b""
+        self._status_of: dict[int, tuple[bytes, float]] = {}
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    async def start(self, address: str) -> None:
+        """Listen on "host:port". Raises OSError."""
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: _Incoming(self), host.strip("[]") or None, int(port), ssl=self.server_ssl
+        )
+        self._housekeeping = loop.create_task(self._keep_house(), name="transport")
+
+    async def stop(self) -> None:
+        tasks = [link.task for links in self._links.values() for link in links.values()]
+        if self._housekeeping is not None:
+            tasks.append(self._housekeeping)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._links.clear()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.incoming):
+            connection.abort()
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        if self._server is None:
+            raise RuntimeError("the transport is not started")
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def set_peers(self, addresses: Mapping[int, str]) -> None:
+        """Keep connections to these sites, and to no others."""
+        for site in [site for site in self._links if addresses.get(site) != self._links[site][Channel.BULK].address]:
+            for link in self._links.pop(site).values():
+                link.task.cancel()
+        for site, address in addresses.items():
+            if site != self.site and site not in self._links:
+                self._links[site] = {channel: _Link(self, site, address, channel) for channel in Channel}
+
+    def send(self, messages: Iterable[Message]) -> None:
+        """Put messages on their way, in order per receiver and channel; those to sites out of reach are dropped."""
+        queues: dict[tuple[int, Channel], list[bytes]] = {}
+        for message in messages:
+            links = self._links.get(message.to)
+            if links is None:
+                continue
+            bulk = isinstance(message, AppendRequest | Forward)
+            channel = Channel.BULK if bulk else Channel.CONTROL
+            if links[channel].connection is not None:
+                queues.setdefault((message.to, channel), []).append(wire.encode(message))
+        for (site, channel), bodies in queues.items():
+            self._links[site][channel].send_bodies(bodies)
+
+    def publish(self, status: bytes) -> None:
+        """Tell all peers this status within a second, and from then on every second."""
+        self._status = status
+
+    def status_of(self, site: int) -> tuple[bytes, float] | None:
+        """The last status that `site` has published, and its age in seconds."""
+        heard = self._status_of.get(site)
+        return None if heard is None else (heard[0], time.monotonic() - heard[1])
+
+    def connected(self, site: int) -> bool:
+        links = self._links.get(site)
+        return links is not None and all(link.connection is not None for link in links.values())
+
+    def round_trip(self, site: int) -> float | None:
+        """Seconds that the last ping took."""
+        links = self._links.get(site)
+        connection = links[Channel.CONTROL].connection if links else None
+        return connection.rtt or None if connection else None
+
+    def problem(self, site: int) -> str | None:
+        """Why there is no connection to `site`, None if there is one."""
+        links = self._links.get(site)
+        if links is None:
+            return "no address is known"
+        return next((link.problem for link in links.values() if link.problem is not None), None)
+
+    # ---- for the connections --------------------------------------------------------------------------------------
+
+    def hello(self, site: int, channel: Channel) -> tuple[object, ...]:
+        return (HELLO, MAGIC, wire.PROTOCOL_VERSION, self.cluster, self.site, site, int(channel), self._incarnation)
+
+    def refusal(self, fields: list[Any]) -> str | None:
+        """Why the peer that sent this handshake is not one to talk with, None if it is."""
+        if fields[2] != wire.PROTOCOL_VERSION:
+            return f"protocol version {fields[2]!r:.20} is spoken there, {wire.PROTOCOL_VERSION} by site {self.site}"
+        if len(fields) != 8 or not all(type(field) is int for field in fields[4:]) or fields[6] not in list(Channel):
+            raise ProtocolError("malformed handshake")
+        _, _, _, cluster, sender, wanted, _, incarnation = fields
+        if cluster != self.cluster:
+            return f"cluster {cluster!r:.80} is not cluster {self.cluster!r}, to which site {self.site} belongs"
+        if wanted != self.site:
+            return f"site {sender} looks for site {wanted} here, but this is site {self.site}"
+        if sender == self.site and incarnation != self._incarnation:
+            return f"another daemon calls itself site {self.site}, too"
+        if sender == self.site or not self._known(sender):
+            return f"site {sender} is not a member of the cluster as site {self.site} knows it"
+        return None
+
+    def heard_status(self, site: int, status: bytes) -> None:
+        self._status_of[site] = (status, time.monotonic())
+
+    def link_reset(self, link: _Link) -> None:
+        if self._links.get(link.site, {}).get(link.channel) is link:
+            self._on_reset(link.site)
+
+    async def _keep_house(self) -> None:
+        """Gossip, and close incoming connections whose other end has vanished."""
+        while True:
+            await asyncio.sleep(GOSSIP_SECONDS)
+            if self._status:
+                body = msgpack.packb((GOSSIP, self._status))
+                for links in self._links.values():
+                    links[Channel.CONTROL].send_bodies([body])
+            now = time.monotonic()
+            for connection in list(self.incoming):
+                silence = SILENCE_SECONDS[connection.channel] if connection.site else HANDSHAKE_SECONDS
+                if now - connection.heard_at > 2 * silence:
+                    connection.abort()
