@@ -89,7 +89,7 @@ DIGIT_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
 BINARY_COLLATION = 63
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Column:
     """One column of a table map.
 
@@ -112,7 +112,7 @@ class Column:
     scale: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TableMap:
     """A table as the binlog describes it. ``primary_key``: (column index, prefix length in characters or 0)."""
 

@@ -1,0 +1,307 @@
+"""The dump connection: this process as one more replica of the site's server.
+
+PyMySQL logs in; from there on the socket is ours. Packets are cut out of large reads, many events a system call:
+PyMySQL's own packet reader costs several times what the rest of capture does.
+
+An event comes out as bytes: the 19-byte header and the body, without its checksum, which has been verified. An event
+too large for one packet (16 MiB) is put together, except a compressed transaction: that comes as `LargeEvent`, whose
+body is read while it is used, so that a transaction larger than memory passes through.
+
+Sources of facts: MySQL's client/server protocol documentation (COM_REGISTER_SLAVE, COM_BINLOG_DUMP,
+COM_BINLOG_DUMP_GTID) and MariaDB's knowledge base (replication protocol, ``@slave_connect_state``).
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+from zlib import crc32
+
+import pymysql
+from pymysql.connections import Connection
+
+from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
+from mysqlraft.binlog.events import EventType
+from mysqlraft.binlog.gtid import encode_gtid_set
+
+HEARTBEAT = 5.0
+"""Seconds after which an idle server sends a heartbeat; three times as long without any byte, and it is gone."""
+
+READ_SIZE = 1 << 18
+_LARGEST_PACKET = 0xFFFFFF
+_COM_BINLOG_DUMP = 0x12
+_COM_REGISTER_REPLICA = 0x15
+_COM_BINLOG_DUMP_GTID = 0x1E
+_CHECKSUM = 4
+_HEADER = 19
+
+# Of the many reasons for error 1236, these say that the position is gone; the server's words, in lower case.
+_LOST = (
+    "could not find first log file",
+    "purged",
+    "start replication from position >",
+    "start replication from impossible position",
+    "more gtids than",
+    "not in the master's binlog",
+    "not in the source's binlog",
+    "missing from the master",
+    "impossible position",
+    "could not find gtid state",
+    "the binlog on the master is missing the gtid",
+    "alternate future",
+)
+
+
+class LargeEvent:
+    """An event that arrives in several packets. Read it to its end before the next event."""
+
+    def __init__(self, reader: DumpConnection, header: bytes, first: bytes, checksummed: bool) -> None:
+        self.header = header
+        self._reader = reader
+        self._first = first
+        self._checksummed = checksummed
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body, piece by piece, without its checksum."""
+        checksum = crc32(self.header)
+        held = self._first
+        for chunk in self._reader.rest_of_event():
+            if self._checksummed:
+                held += chunk
+                chunk, held = held[:-_CHECKSUM], held[-_CHECKSUM:]
+            else:
+                chunk, held = held + chunk, b""
+            checksum = crc32(chunk, checksum)
+            yield chunk
+        if self._checksummed and held != checksum.to_bytes(_CHECKSUM, "little"):
+            raise BinlogError("a binlog event does not match its checksum")
+
+
+class DumpConnection:
+    """One dump connection, from login to its end. Not for use by several threads, except `abort`."""
+
+    def __init__(self, connect: Mapping[str, Any], server_id: int, *, heartbeat: float = HEARTBEAT) -> None:
+        """Logs in. ``connect``: keyword arguments of ``pymysql.connect``.
+
+        Raises:
+            pymysql.err.MySQLError, OSError: as PyMySQL does.
+        """
+        self.server_id = server_id
+        self._heartbeat = heartbeat
+        self._login: Connection[Any] = pymysql.connect(**{**connect, "autocommit": True})
+        self.mariadb = "MariaDB" in str(self._login.server_version)
+        self._socket: socket.socket = self._login._sock  # type: ignore[attr-defined]
+        self._descriptor = self._socket.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._descriptor, select.POLLIN)
+        self._buffer = b""
+        self._at = 0
+        self._checksummed = False
+        self._continued = False
+
+    def close(self) -> None:
+        """Ends the connection."""
+        with suppress(OSError):
+            self._socket.close()
+        self._login._force_close()  # type: ignore[attr-defined]
+
+    def abort(self) -> None:
+        """Makes a reader in another thread stop waiting, with ConnectionLost."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def start_at(self, file: str, offset: int) -> None:
+        """Asks for the binlog from a place in a file on.
+
+        Raises:
+            PositionLost: later, by `batch`: the server answers there.
+        """
+        self._prepare({})
+        if offset > 0xFFFFFFFF:
+            raise PositionLost(f"{file}:{offset}: no server can be asked for a position beyond 4 GiB of a file")
+        self._command(struct.pack("<BIHI", _COM_BINLOG_DUMP, offset, 0, self.server_id) + file.encode())
+
+    def start_after(self, gtids: str) -> None:
+        """Asks for everything that is not in a set of GTIDs (MariaDB: after the last of each domain)."""
+        if self.mariadb:
+            self._prepare(
+                {"slave_connect_state": gtids, "slave_gtid_strict_mode": 1, "slave_gtid_ignore_duplicates": 0}
+            )
+            self._command(struct.pack("<BIHI", _COM_BINLOG_DUMP, 4, 0, self.server_id))
+            return
+        self._prepare({})
+        encoded = encode_gtid_set(gtids)
+        self._command(struct.pack("<BHIIQI", _COM_BINLOG_DUMP_GTID, 4, self.server_id, 0, 4, len(encoded)) + encoded)
+
+    def _prepare(self, extra: dict[str, str | int]) -> None:
+        """Session variables that tell the server what this replica understands; then the registration."""
+        identity = str(uuid.uuid5(uuid.NAMESPACE_OID, f"mysqlraft-{self.server_id}"))
+        variables: dict[str, str | int] = {"master_heartbeat_period": int(self._heartbeat * 1e9)}
+        if self.mariadb:
+            variables["mariadb_slave_capability"] = 4
+        else:
+            # By the identity a server recognises, and ends, an earlier connection of ours that it still holds open.
+            variables |= {
+                "source_heartbeat_period": int(self._heartbeat * 1e9),
+                "slave_uuid": identity,
+                "replica_uuid": identity,
+            }
+        with self._login.cursor() as cursor:
+            for name, value in (variables | extra).items():
+                cursor.execute(f"SET @{name} = %s", (value,))
+            for name in ("master_binlog_checksum", "source_binlog_checksum"):
+                cursor.execute(f"SET @{name} = @@global.binlog_checksum")
+        self._command(struct.pack("<BIBBBHII", _COM_REGISTER_REPLICA, self.server_id, 0, 0, 0, 0, 0, 0))
+        self._login._read_packet()  # type: ignore[no-untyped-call]
+
+    def _command(self, packet: bytes) -> None:
+        self._socket.settimeout(30.0)
+        self._socket.sendall(len(packet).to_bytes(3, "little") + b"\0" + packet)
+        self._login._next_seq_id = 1  # type: ignore[attr-defined]
+
+    # Reading
+
+    def ready(self) -> bool:
+        """Whether more has arrived already. TLS may hold a record back, which then counts as not arrived."""
+        return bool(self._poll.poll(0))
+
+    def batch(self) -> list[bytes | LargeEvent]:
+        """The events that have arrived, at least one; waits for it. A `LargeEvent` is always the last of its batch.
+
+        Raises:
+            ConnectionLost: the connection ended, or was silent for three heartbeats.
+            PositionLost: the server does not have the position.
+            BinlogError: any other error that the server reports, or a checksum that does not match.
+        """
+        if self._continued:
+            raise BinlogError("a large event was not read to its end")
+        events: list[bytes | LargeEvent] = []
+        while not events:
+            self._cut(events)
+            if not events:
+                self._fill()
+        return events
+
+    def _cut(self, events: list[bytes | LargeEvent]) -> None:
+        """Takes all complete packets out of the buffer."""
+        buffer, at, size = self._buffer, self._at, len(self._buffer)
+        checksummed = self._checksummed
+        from_bytes, append = int.from_bytes, events.append
+        while size - at > 4:
+            length = from_bytes(buffer[at : at + 3], "little")
+            end = at + 4 + length
+            if end > size:
+                break
+            if buffer[at + 4]:
+                self._refuse(buffer[at + 4 : end])
+            if length == _LARGEST_PACKET:
+                self._buffer, self._at = buffer, end
+                append(self._large(buffer[at + 5 : end]))
+                if self._continued:
+                    return
+                buffer, at, size = self._buffer, self._at, len(self._buffer)
+                continue
+            event = buffer[at + 5 : end]
+            at = end
+            if len(event) < _HEADER:
+                raise BinlogError(f"a binlog event of {len(event)} bytes is too short for its header")
+            kind = event[4]
+            if kind == EventType.FORMAT_DESCRIPTION:
+                # Its own checksum is there whenever it names an algorithm, in the byte before it.
+                checksummed = self._checksummed = event[-5] == 1 and _matches(event)
+                event = event[:-4] if checksummed else event
+            elif checksummed:
+                if not _matches(event):
+                    raise BinlogError(f"a binlog event of type {kind} does not match its checksum")
+                event = event[:-4]
+            elif kind == EventType.ROTATE and _matches(event):
+                # The one that opens the stream comes before any format description.
+                event = event[:-4]
+            append(event)
+        self._buffer, self._at = buffer, at
+
+    def _large(self, first: bytes) -> bytes | LargeEvent:
+        self._continued = True
+        if first[4] == EventType.TRANSACTION_PAYLOAD:
+            return LargeEvent(self, first[:_HEADER], first[_HEADER:], self._checksummed)
+        event = b"".join((first, *self.rest_of_event()))
+        if self._checksummed:
+            if not _matches(event):
+                raise BinlogError(f"a binlog event of type {event[4]} does not match its checksum")
+            event = event[:-4]
+        return event
+
+    def rest_of_event(self) -> Iterator[bytes]:
+        """The further packets of the event that the last packet began."""
+        length = _LARGEST_PACKET
+        while length == _LARGEST_PACKET:
+            while len(self._buffer) - self._at < 4:
+                self._fill()
+            length = int.from_bytes(self._buffer[self._at : self._at + 3], "little")
+            self._at += 4
+            left = length
+            while left:
+                if self._at == len(self._buffer):
+                    self._fill()
+                chunk = self._buffer[self._at : self._at + left]
+                self._at += len(chunk)
+                left -= len(chunk)
+                if length < _LARGEST_PACKET and not left:
+                    self._continued = False
+                yield chunk
+        self._continued = False
+
+    def _fill(self) -> None:
+        """Waits for more bytes. A packet that is known to be large is read in one piece."""
+        rest = self._buffer[self._at :]
+        wanted = READ_SIZE
+        if len(rest) > 4:
+            wanted = max(wanted, int.from_bytes(rest[:3], "little") + 4 - len(rest)) if not self._continued else wanted
+        self._socket.settimeout(3 * self._heartbeat)
+        try:
+            if wanted > READ_SIZE:
+                whole = bytearray(len(rest) + wanted)
+                whole[: len(rest)] = rest
+                filled, view = len(rest), memoryview(whole)
+                while filled < len(whole):
+                    count = self._socket.recv_into(view[filled:])
+                    if not count:
+                        raise ConnectionLost("the server closed the dump connection")
+                    filled += count
+                self._buffer, self._at = bytes(whole), 0
+                return
+            chunk = self._socket.recv(READ_SIZE)
+        except TimeoutError:
+            raise ConnectionLost(
+                f"the server sent nothing for {3 * self._heartbeat:g} s, not even a heartbeat"
+            ) from None
+        except OSError as error:
+            raise ConnectionLost(f"the dump connection broke: {error}") from None
+        if not chunk:
+            raise ConnectionLost("the server closed the dump connection")
+        self._buffer, self._at = rest + chunk if rest else chunk, 0
+
+    def _refuse(self, packet: bytes) -> None:
+        if packet[0] == 0xFE and len(packet) < 9:
+            raise ConnectionLost("the server ended the dump")
+        if packet[0] != 0xFF or len(packet) < 3:
+            raise BinlogError(f"a packet of {len(packet)} bytes with status {packet[0]:#x} where an event should be")
+        code = int.from_bytes(packet[1:3], "little")
+        text = packet[9:] if packet[3:4] == b"#" else packet[3:]
+        message = text.decode("utf-8", "replace")
+        if code == 1236 and any(words in message.lower() for words in _LOST):
+            raise PositionLost(message)
+        if code in (1053, 1317, 2013):  # shutdown, killed
+            raise ConnectionLost(message)
+        if code == 1236 and "same server_uuid" in message:
+            raise ConnectionLost(message)
+        raise BinlogError(f"the server refuses the dump: error {code}: {message}")
+
+
+def _matches(event: bytes) -> bool:
+    return crc32(event[:-4]).to_bytes(_CHECKSUM, "little") == event[-4:]

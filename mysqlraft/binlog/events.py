@@ -1,0 +1,108 @@
+"""Events: the header, the types of both servers, and the bodies that capture reads.
+
+Sources of facts: MySQL's documentation of the binlog event classes, MariaDB's knowledge base ("Replication protocol").
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from mysqlraft.binlog.errors import BinlogError
+
+HEADER = 19
+"""Bytes before an event's body: timestamp u32, type u8, server id u32, size u32, end position u32, flags u16."""
+
+IGNORABLE = 0x80
+"""Header flag: a reader that does not know the type may pass over the event."""
+
+APPLY_THREAD_ID = 0x6D7972
+"""``pseudo_thread_id`` of the daemon's own sessions: statements that carry it are not the applications'."""
+
+
+class EventType(IntEnum):
+    QUERY = 2
+    STOP = 3
+    ROTATE = 4
+    INTVAR = 5
+    RAND = 13
+    USER_VAR = 14
+    FORMAT_DESCRIPTION = 15
+    XID = 16
+    BEGIN_LOAD_QUERY = 17
+    EXECUTE_LOAD_QUERY = 18
+    TABLE_MAP = 19
+    WRITE_ROWS_V1 = 23
+    UPDATE_ROWS_V1 = 24
+    DELETE_ROWS_V1 = 25
+    INCIDENT = 26
+    HEARTBEAT = 27
+    IGNORABLE = 28
+    ROWS_QUERY = 29
+    WRITE_ROWS = 30
+    UPDATE_ROWS = 31
+    DELETE_ROWS = 32
+    GTID = 33
+    ANONYMOUS_GTID = 34
+    PREVIOUS_GTIDS = 35
+    TRANSACTION_CONTEXT = 36
+    VIEW_CHANGE = 37
+    XA_PREPARE = 38
+    PARTIAL_UPDATE_ROWS = 39
+    TRANSACTION_PAYLOAD = 40
+    HEARTBEAT_V2 = 41
+    GTID_TAGGED = 42
+    MARIADB_ANNOTATE_ROWS = 160
+    MARIADB_BINLOG_CHECKPOINT = 161
+    MARIADB_GTID = 162
+    MARIADB_GTID_LIST = 163
+    MARIADB_START_ENCRYPTION = 164
+    MARIADB_QUERY_COMPRESSED = 165
+    MARIADB_WRITE_ROWS_COMPRESSED_V1 = 166
+    MARIADB_UPDATE_ROWS_COMPRESSED_V1 = 167
+    MARIADB_DELETE_ROWS_COMPRESSED_V1 = 168
+    MARIADB_WRITE_ROWS_COMPRESSED = 169
+    MARIADB_UPDATE_ROWS_COMPRESSED = 170
+    MARIADB_DELETE_ROWS_COMPRESSED = 171
+
+
+def rotate(event: bytes) -> tuple[str, int]:
+    """File and offset where the stream goes on."""
+    return event[HEADER + 8 :].decode(), int.from_bytes(event[HEADER : HEADER + 8], "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A statement in the binlog. ``status`` holds the session's variables, still packed."""
+
+    thread_id: int
+    error: int
+    schema: str
+    status: bytes
+    statement: bytes
+
+
+_QUERY = struct.Struct("<IIBHH")
+
+
+def query(body: bytes) -> Query:
+    """Reads the body of a QUERY event.
+
+    Raises:
+        BinlogError: it is cut short.
+    """
+    try:
+        thread_id, _, schema_length, error, status_length = _QUERY.unpack_from(body)
+    except struct.error:
+        raise BinlogError("a QUERY event is cut short") from None
+    at = _QUERY.size + status_length
+    if at + schema_length + 1 > len(body):
+        raise BinlogError("a QUERY event is cut short")
+    return Query(
+        thread_id,
+        error,
+        body[at : at + schema_length].decode("utf-8", "surrogateescape"),
+        body[_QUERY.size : at],
+        body[at + schema_length + 1 :],
+    )
