@@ -1,0 +1,115 @@
+"""Preflight: may the daemon's account do what it has to?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mysqlraft.config import Config
+from mysqlraft.mysql.finding import Finding, Severity, identifier, literal
+
+OWN_SCHEMA = "mysqlraft"
+
+# Privilege -> what it is for.
+_GLOBAL_MYSQL = {
+    "REPLICATION SLAVE": "to read the binlog",
+    "REPLICATION CLIENT": "to ask for the binlog's position",
+    "BINLOG_ADMIN": "to replay row events",
+    "SESSION_VARIABLES_ADMIN": "to replay row events and statements under their origin's settings",
+}
+_GLOBAL_MARIADB = {
+    "REPLICATION SLAVE": "to read the binlog",
+    "BINLOG MONITOR": "to ask for the binlog's position",
+    "BINLOG REPLAY": "to replay row events",
+}
+_ROWS = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_SCHEMA = ("CREATE", "DROP", "ALTER", "INDEX", "REFERENCES", "CREATE VIEW", "SHOW VIEW", "TRIGGER")
+
+# What a server prints for privileges that go by two names.
+_SYNONYMS = {"REPLICATION CLIENT": "BINLOG MONITOR", "ALL": "ALL PRIVILEGES"}
+
+
+def wanted_privileges(config: Config, mariadb: bool) -> dict[str, tuple[str, ...]]:
+    """Scope, as SQL writes it (``*.*``, `` `shop`.* ``) -> the privileges needed there."""
+    wanted = {"*.*": tuple(_GLOBAL_MARIADB if mariadb else _GLOBAL_MYSQL)}
+    for pattern in config.replicate.include:
+        schema = pattern.partition(".")[0]
+        wanted[_scope(schema)] = (*wanted.get(_scope(schema), ()), *_ROWS, *_SCHEMA)
+    wanted.setdefault(_scope(OWN_SCHEMA), (*_ROWS, "CREATE", "DROP", "ALTER", "INDEX"))
+    return {scope: tuple(dict.fromkeys(privileges)) for scope, privileges in wanted.items()}
+
+
+def grant_statements(config: Config, mariadb: bool, account: str) -> tuple[str, ...]:
+    """Everything that an account (quoted, 'user'@'host') needs."""
+    return tuple(
+        f"GRANT {', '.join(privileges)} ON {scope} TO {account}"
+        for scope, privileges in wanted_privileges(config, mariadb).items()
+    )
+
+
+def check_grants(query: Callable[[str], Sequence[tuple[Any, ...]]], config: Config, mariadb: bool) -> Iterator[Finding]:
+    user, _, host = str(query("SELECT CURRENT_USER()")[0][0]).rpartition("@")
+    account = f"{literal(user)}@{literal(host)}"
+    held = _held(query, mariadb)
+    reasons = _GLOBAL_MARIADB if mariadb else _GLOBAL_MYSQL
+    for scope, privileges in wanted_privileges(config, mariadb).items():
+        missing = [one for one in privileges if not _covered(one, scope, held)]
+        if missing:
+            whys = [f"{one} {reasons[one]}" for one in missing if one in reasons]
+            if len(whys) < len(missing):
+                whys.append("the rest to apply what other sites did")
+            yield Finding(
+                "grants",
+                Severity.ERROR,
+                f"{account} lacks {', '.join(missing)} on {scope}",
+                "; ".join(whys).replace("the rest ", "" if len(whys) == 1 else "the rest "),
+                (f"GRANT {', '.join(missing)} ON {scope} TO {account}",),
+            )
+
+
+def _scope(schema: str) -> str:
+    """A schema pattern of the configuration, as GRANT writes it."""
+    if schema.strip("*") == "":
+        return "*.*"
+    if "*" in schema or "?" in schema:
+        # Only in a pattern are % and _ wildcards that have to be escaped; GRANT takes a plain name as it is.
+        schema = schema.replace("_", "\\_").replace("%", "\\%").replace("*", "%").replace("?", "_")
+    return identifier(schema) + ".*"
+
+
+_GRANT = re.compile(r"GRANT (.+?) ON (\*\.\*|`(?:[^`]|``)*`\.\*) TO ")
+
+
+def _held(query: Callable[[str], Sequence[tuple[Any, ...]]], mariadb: bool) -> dict[str, set[str]]:
+    """Scope -> privileges, those of the active roles included."""
+    statement = "SHOW GRANTS"
+    if not mariadb and (roles := str(query("SELECT CURRENT_ROLE()")[0][0])) != "NONE":
+        statement = f"SHOW GRANTS FOR CURRENT_USER() USING {roles}"
+    held: dict[str, set[str]] = {}
+    for (line,) in query(statement):
+        if match := _GRANT.match(line):
+            privileges = {one.strip() for one in match[1].split(",")}
+            held.setdefault(match[2], set()).update(_SYNONYMS.get(one, one) for one in privileges)
+    return held
+
+
+def _covered(privilege: str, scope: str, held: dict[str, set[str]]) -> bool:
+    privilege = _SYNONYMS.get(privilege, privilege)
+    return any(
+        (privilege in privileges or "ALL PRIVILEGES" in privileges) and _includes(granted, scope)
+        for granted, privileges in held.items()
+    )
+
+
+def _includes(granted: str, scope: str) -> bool:
+    """Whether what is granted on one scope holds on the other."""
+    if granted in ("*.*", scope):
+        return True
+    if scope == "*.*":
+        return False
+    pattern = "".join(
+        ".*" if one == "%" else "." if one == "_" else re.escape(one.removeprefix("\\"))
+        for one in re.findall(r"\\.|.", granted, re.DOTALL)
+    )
+    return re.fullmatch(pattern, scope, re.DOTALL) is not None

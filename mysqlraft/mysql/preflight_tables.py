@@ -1,0 +1,149 @@
+"""Preflight: can every replicated table be replicated?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mysqlraft.mysql.finding import Finding, Severity, identifier
+
+Query = Callable[[str], Sequence[tuple[Any, ...]]]
+Replicated = Callable[[str, str], bool]
+
+CASCADES_LOGGED = (9, 6)
+"""From this MySQL on, rows that a foreign key changes are in the binlog."""
+FUNCTIONAL_INDEXES = (8, 0, 13)
+
+_CASCADING = ("CASCADE", "SET NULL", "SET DEFAULT")
+
+
+def check_tables(
+    query: Query, replicated: Replicated, variables: Mapping[str, str], mysql: tuple[int, ...] | None
+) -> Iterator[Finding]:
+    """``mysql``: its version, or None for MariaDB."""
+    tables = [
+        (schema, table, engine)
+        for schema, table, engine in query(
+            "SELECT table_schema, table_name, engine FROM information_schema.tables WHERE table_type = 'BASE TABLE'"
+        )
+        if replicated(schema, table)
+    ]
+    names = {(schema, table) for schema, table, _ in tables}
+    for schema, table, engine in tables:
+        if engine != "InnoDB":
+            yield Finding(
+                "engine",
+                Severity.ERROR,
+                f"{schema}.{table} is a {engine} table",
+                "its rows cannot be written and rolled back together with the place in the log",
+                (f"ALTER TABLE {identifier(schema, table)} ENGINE = InnoDB",),
+            )
+    yield from _primary_keys(query, names)
+    if mysql is not None and mysql >= FUNCTIONAL_INDEXES:
+        yield from _functional_indexes(query, names)
+    logged = mysql is not None and mysql >= CASCADES_LOGGED and variables.get("innodb_native_foreign_keys") != "ON"
+    if not logged:
+        yield from _cascades(query, names)
+
+
+def _primary_keys(query: Query, tables: set[tuple[str, str]]) -> Iterator[Finding]:
+    indexes: dict[tuple[str, str], dict[str, list[tuple[str | None, bool]]]] = {}
+    for schema, table, index, column, part, nullable in query(
+        "SELECT table_schema, table_name, index_name, column_name, sub_part, nullable"
+        " FROM information_schema.statistics WHERE non_unique = 0"
+        " ORDER BY table_schema, table_name, index_name, seq_in_index"
+    ):
+        usable = part is None and nullable != "YES"
+        indexes.setdefault((schema, table), {}).setdefault(index, []).append((column, usable))
+    for schema, table in sorted(tables):
+        unique = indexes.get((schema, table), {})
+        if "PRIMARY" in unique:
+            continue
+        key = next((columns for columns in unique.values() if all(c and usable for c, usable in columns)), None)
+        if key is not None:
+            change = f"ADD PRIMARY KEY ({', '.join(identifier(column or '') for column, _ in key)})"
+            why = "rows are found by it; this table has a unique key without NULLs that can be it"
+        else:
+            name = _new_column(query, schema, table)
+            change = f"ADD COLUMN {identifier(name)} BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY"
+            why = (
+                "rows are found by it; if the table has rows already, give it the key before its data is copied to the "
+                "other sites, as each server would number the rows in its own way"
+            )
+        yield Finding(
+            "primary_key",
+            Severity.ERROR,
+            f"{schema}.{table} has no primary key",
+            why,
+            (f"ALTER TABLE {identifier(schema, table)} {change}",),
+        )
+
+
+def _new_column(query: Query, schema: str, table: str) -> str:
+    """A name that the table has no column of."""
+    taken = {
+        str(column).lower()
+        for s, t, column in query("SELECT table_schema, table_name, column_name FROM information_schema.columns")
+        if (s, t) == (schema, table)
+    }
+    return next(name for name in ("id", "row_id", *(f"row_id_{n}" for n in range(2, 5000))) if name not in taken)
+
+
+def _functional_indexes(query: Query, tables: set[tuple[str, str]]) -> Iterator[Finding]:
+    found = {
+        (schema, table, index): None
+        for schema, table, index in query(
+            "SELECT table_schema, table_name, index_name FROM information_schema.statistics"
+            " WHERE non_unique = 0 AND expression IS NOT NULL"
+        )
+        if (schema, table) in tables
+    }
+    for schema, table, index in found:
+        yield Finding(
+            "functional_index",
+            Severity.ERROR,
+            f"{schema}.{table} has the unique index {index} on an expression",
+            "its values are not in the row images, so two sites that write the same one would go unnoticed; a unique "
+            "index on a stored generated column of the same expression is seen",
+            (f"ALTER TABLE {identifier(schema, table)} DROP INDEX {identifier(index)}",),
+        )
+
+
+def _cascades(query: Query, tables: set[tuple[str, str]]) -> Iterator[Finding]:
+    rules = [
+        row
+        for row in query(
+            "SELECT constraint_schema, table_name, constraint_name, unique_constraint_schema, referenced_table_name,"
+            " update_rule, delete_rule FROM information_schema.referential_constraints"
+        )
+        if (row[0], row[1]) in tables and (row[5] in _CASCADING or row[6] in _CASCADING)
+    ]
+    if not rules:
+        return
+    columns: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    for schema, table, constraint, column, referenced in query(
+        "SELECT constraint_schema, table_name, constraint_name, column_name, referenced_column_name"
+        " FROM information_schema.key_column_usage WHERE referenced_column_name IS NOT NULL"
+        " ORDER BY constraint_schema, table_name, constraint_name, ordinal_position"
+    ):
+        columns.setdefault((schema, table, constraint), []).append((column, referenced))
+    for schema, table, constraint, parent_schema, parent, on_update, on_delete in rules:
+        pairs = columns[schema, table, constraint]
+        child_columns = ", ".join(identifier(column) for column, _ in pairs)
+        parent_columns = ", ".join(identifier(column) for _, column in pairs)
+        where = identifier(schema, table)
+        actions = ", ".join(
+            f"ON {event} {rule}" for event, rule in (("UPDATE", on_update), ("DELETE", on_delete)) if rule in _CASCADING
+        )
+        yield Finding(
+            "cascade",
+            Severity.ERROR,
+            f"{schema}.{table} has the foreign key {constraint} with {actions}",
+            "this server changes rows of it without saying so in its binlog, so the others never learn of them; MySQL "
+            "9.6 and later do say so; here the application has to delete and change these rows itself",
+            (
+                f"ALTER TABLE {where} DROP FOREIGN KEY {identifier(constraint)}",
+                f"ALTER TABLE {where} ADD CONSTRAINT {identifier(constraint)} FOREIGN KEY ({child_columns})"
+                f" REFERENCES {identifier(parent_schema, parent)} ({parent_columns})",
+            ),
+        )
