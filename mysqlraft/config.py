@@ -32,15 +32,6 @@ def _pattern(value: Any) -> str:
     return value
 
 
-def _ticks(value: Any) -> tuple[int, int]:
-    allowed = keys.integer(2, 10_000)
-    if isinstance(value, list) and len(value) == 2:
-        low, high = value
-        if allowed(low) < allowed(high):
-            return low, high
-    raise Refused("[lowest, highest], two integers from 2 to 10000, the first the smaller")
-
-
 def _addresses(value: Any) -> dict[str, Address]:
     if not isinstance(value, dict):
         raise Refused('site names with host:port each, as in {tokyo: "10.9.0.1:7450"}')
@@ -163,11 +154,11 @@ class ReplicateSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaftSettings:
     tick_ms: int = key("The unit of every Raft timer.", keys.integer(5, 5000), default=50, unit="ms")
-    election_ticks: tuple[int, int] = key(
-        "A follower that hears nothing for a random time in this range stands for election. The lower end should be "
-        "at least ten times the worst round trip.",
-        _ticks,
-        default=(10, 20),
+    election_ticks: int = key(
+        "A follower that hears nothing for a random time from this to twice this stands for election. At least ten "
+        "times the worst round trip.",
+        keys.integer(2, 10_000),
+        default=10,
         unit="ticks",
     )
     heartbeat_ticks: int = key("How often an idle leader is heard.", keys.integer(1, 5000), default=2, unit="ticks")
@@ -358,10 +349,10 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
     tls = config.mysql.tls
     if tls is not None and (tls.cert is None) != (tls.key is None):
         found.append(("mysql.tls", "cert and key are only allowed together"))
-    if config.raft.heartbeat_ticks * 2 > config.raft.election_ticks[0]:
+    if config.raft.heartbeat_ticks * 2 > config.raft.election_ticks:
         reason = (
-            f"{config.raft.heartbeat_ticks} is not allowed: at most half of election_ticks' lower end "
-            f"({config.raft.election_ticks[0]}), or one lost heartbeat starts an election"
+            f"{config.raft.heartbeat_ticks} is not allowed: at most half of election_ticks "
+            f"({config.raft.election_ticks}), or one lost heartbeat starts an election"
         )
         found.append(("raft.heartbeat_ticks", reason))
     return found

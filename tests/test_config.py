@@ -42,7 +42,7 @@ def test_defaults() -> None:
     read_config = read(MINIMAL)
     assert read_config.own.id == 1
     assert read_config.bind == Address("127.0.0.1", 7450)
-    assert read_config.raft.election_ticks == (10, 20)
+    assert read_config.raft.election_ticks == 10
     assert read_config.capture.part_bytes == 1 << 20
     assert read_config.mysql.read_password() == ""
     assert read_config.replicate.include == ("*.*",)
@@ -62,9 +62,8 @@ def test_defaults() -> None:
         ("mysql: {user: root, password: a, password_env: B}", "password_env and password together are not allowed"),
         ("mysql: {user: root, tls: {cert: c.pem}}", "mysql.tls: cert and key are only allowed together"),
         ("raft: {tick_ms: 1}", "tokyo.yaml:9: raft.tick_ms: 1 is not allowed: an integer from 5 to 5000 (ms)"),
-        ("raft: {election_ticks: [20, 10]}", "[20, 10] is not allowed: [lowest, highest], two integers"),
-        ("raft: {election_ticks: 10}", "raft.election_ticks: 10 is not allowed: [lowest, highest]"),
-        ("raft: {heartbeat_ticks: 6}", "raft.heartbeat_ticks: 6 is not allowed: at most half of election_ticks'"),
+        ("raft: {election_ticks: [10, 20]}", "raft.election_ticks: [10, 20] is not allowed: an integer from 2"),
+        ("raft: {heartbeat_ticks: 6}", "raft.heartbeat_ticks: 6 is not allowed: at most half of election_ticks (10)"),
         ("raft: {inflight_bytes: 8MB}", "'8MB' is not allowed: a size from 64KiB to 1GiB, as in 8MiB"),
         ("capture: {position: here}", "capture.position: 'here' is not allowed: one of auto, gtid, file"),
         ("capture: {mark_seconds: .nan}", "capture.mark_seconds: nan is not allowed: a number from 0.1 to 3600"),

@@ -1,0 +1,1 @@
+"""The local admin API: HTTP on loopback, read-only."""

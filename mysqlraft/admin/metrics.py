@@ -1,0 +1,82 @@
+"""The status as Prometheus text (version 0.0.4).
+
+Written out by hand: a dozen gauges and counters of which the values are at hand. The client library would bring
+registries, locks and collectors, and some megabytes, for what is one function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mysqlraft.admin.status import State, own
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def metrics(status: Mapping[str, Any]) -> str:
+    """All metrics of one site; what is not known is left out."""
+    return "\n".join(_lines(status)) + "\n"
+
+
+def _lines(status: Mapping[str, Any]) -> Iterator[str]:
+    row, raft, replica = own(status), status["raft"], status["replica"]
+    lag, units = row["lag"], row.get("units") or {}
+    yield from _metric(
+        "info",
+        "gauge",
+        "What runs here.",
+        {"site": row["name"], "version": status["version"], "server": row["server"]},
+        1,
+    )
+    states = [({"state": state.value}, int(row["state"] == state)) for state in State]
+    yield from _family("state", "gauge", "Replication's state at this site: 1 for the one it is in.", states)
+    yield from _metric("is_leader", "gauge", "Whether this site leads.", {}, int(raft["role"] == "leader"))
+    yield from _metric("has_leader", "gauge", "Whether a leader is known here.", {}, int(status["leader"] is not None))
+    yield from _metric("raft_term", "gauge", "Raft's term.", {}, raft["term"])
+    yield from _metric("commit_index", "counter", "The last committed log index known here.", {}, raft["commit_index"])
+    yield from _metric("applied_index", "counter", "The log index that this site's tables hold.", {}, row["applied"])
+    yield from _metric("lag_entries", "gauge", "Committed entries not yet applied here.", {}, lag["entries"])
+    yield from _metric("lag_seconds", "gauge", "How old what is applied next is.", {}, lag["seconds"])
+    yield from _metric(
+        "pending_units", "gauge", "Own units captured and not yet back from the log.", {}, row["pending"]
+    )
+    yield from _metric(
+        "conflicts_total", "counter", "Conflicts in the history, all sites' alike.", {}, row["conflicts"]
+    )
+    for name, meaning in (
+        ("captured", "Local transactions captured since the replica process started."),
+        ("applied", "Units applied since the replica process started."),
+        ("reasserted", "Own units written again since the replica process started."),
+    ):
+        yield from _metric(f"units_{name}_total", "counter", meaning, {}, units.get(name))
+    outstanding = raft["outstanding_bytes"]
+    yield from _metric("outstanding_bytes", "gauge", "Bytes proposed and not yet committed.", {}, outstanding)
+    restarts = replica.get("restarts")
+    yield from _metric("replica_restarts_total", "counter", "Unwanted ends of the replica process.", {}, restarts)
+    others = [one for one in status["sites"] if one is not row]
+    labelled = [({"peer": one["name"]}, one) for one in others]
+    connected = [(label, int(bool(one["connected"]))) for label, one in labelled]
+    yield from _family("peer_connected", "gauge", "Whether the links to another site are up.", connected)
+    trips = [(label, one["rtt_ms"] / 1000) for label, one in labelled if one["rtt_ms"] is not None]
+    yield from _family("peer_round_trip_seconds", "gauge", "The last round trip to another site.", trips)
+
+
+def _metric(name: str, kind: str, meaning: str, labels: Mapping[str, Any], value: float | None) -> Iterator[str]:
+    return _family(name, kind, meaning, [] if value is None else [(labels, value)])
+
+
+def _family(
+    name: str, kind: str, meaning: str, samples: list[tuple[dict[str, str], Any]] | list[tuple[Mapping[str, Any], Any]]
+) -> Iterator[str]:
+    if not samples:
+        return
+    yield f"# HELP mysqlraft_{name} {meaning}"
+    yield f"# TYPE mysqlraft_{name} {kind}"
+    for labels, value in samples:
+        shown = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+        yield f"mysqlraft_{name}{{{shown}}} {value}" if shown else f"mysqlraft_{name} {value}"
+
+
+def _escaped(text: Any) -> str:
+    return str(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
