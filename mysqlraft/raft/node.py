@@ -180,6 +180,11 @@ class Node:
         return self._participant.forwarder.outstanding_bytes
 
     @property
+    def outstanding_proposals(self) -> int:
+        """How many of this site's proposals are not yet committed: the last so many of its session."""
+        return len(self._participant.forwarder)
+
+    @property
     def commit_index(self) -> int:
         """Everything up to here is committed, and on this site's disk."""
         log = self._core.log
