@@ -15,8 +15,8 @@ from typing import Any
 
 SCHEMA = "shop"
 
-TABLES: tuple[str, ...] = (
-    """
+TABLES: dict[str, str] = {
+    "accounts": """
     CREATE TABLE shop.accounts (
         id BIGINT NOT NULL PRIMARY KEY,
         email VARCHAR(80) CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci NOT NULL,
@@ -26,7 +26,7 @@ TABLES: tuple[str, ...] = (
         UNIQUE KEY email (email)
     ) ENGINE=InnoDB
     """,
-    """
+    "orders": """
     CREATE TABLE shop.orders (
         region VARCHAR(24) CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci NOT NULL,
         code VARCHAR(24) CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci NOT NULL,
@@ -39,7 +39,7 @@ TABLES: tuple[str, ...] = (
         KEY account (account)
     ) ENGINE=InnoDB
     """,
-    """
+    "wide": """
     CREATE TABLE shop.wide (
         id INT UNSIGNED NOT NULL PRIMARY KEY,
         tiny TINYINT NULL, small SMALLINT UNSIGNED NULL, medium MEDIUMINT NULL, big BIGINT UNSIGNED NULL,
@@ -52,7 +52,7 @@ TABLES: tuple[str, ...] = (
         UNIQUE KEY code (code)
     ) ENGINE=InnoDB
     """,
-    """
+    "log": """
     CREATE TABLE shop.log (
         id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY,
         site INT NOT NULL,
@@ -61,7 +61,7 @@ TABLES: tuple[str, ...] = (
     ) ENGINE=InnoDB
     """,
     # One row for each committed transaction: what exactly-once is counted by.
-    """
+    "writes": """
     CREATE TABLE shop.writes (
         site INT NOT NULL,
         writer INT NOT NULL,
@@ -70,7 +70,7 @@ TABLES: tuple[str, ...] = (
         PRIMARY KEY (site, writer, seq)
     ) ENGINE=InnoDB
     """,
-)
+}
 
 _REGIONS = ("Paris", "PARIS", "paris", "Köln", "koln", "São Paulo", "sao paulo", "Łódź", "Århus", "東京")
 _STATES = ("new", "paid", "sent", "")

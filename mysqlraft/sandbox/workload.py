@@ -276,8 +276,16 @@ def create_tables(connection: pymysql.Connection[pymysql.cursors.Cursor]) -> Non
     """Creates the application's schema at one site; replication carries it to the others."""
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {SCHEMA}")
-        for statement in TABLES:
+        for statement in TABLES.values():
             cursor.execute(statement)
+
+
+def missing_tables(connection: pymysql.Connection[pymysql.cursors.Cursor]) -> list[str]:
+    """Which of the application's tables a site does not have yet."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = %s", (SCHEMA,))
+        there = {row[0] for row in cursor.fetchall()}
+    return [f"no table shop.{name}" for name in TABLES if name not in there]
 
 
 def wrong_counts(
