@@ -8,8 +8,11 @@ set -euo pipefail
 here="$(dirname "${BASH_SOURCE[0]}")/lib"
 # shellcheck source=deploy/lib/common.sh
 . "$here/common.sh"
+# shellcheck source=deploy/lib/apt.sh
 . "$here/apt.sh"
+# shellcheck source=deploy/lib/servers.sh
 . "$here/servers.sh"
+# shellcheck source=deploy/lib/python.sh
 . "$here/python.sh"
 
 mode=run servers=any

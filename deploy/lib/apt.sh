@@ -7,6 +7,7 @@
 apt_targets() {
     local codename
     codename="$(os_release VERSION_CODENAME)"
+    # shellcheck disable=SC2016
     apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null | sort -u |
         grep -E "^(https?|mirror[^ ]*|file|copy)://?[^ ]* (${codename:-sid}|stable|oldstable|testing|unstable|sid)(-[a-z-]+)? " || true
 }

@@ -66,7 +66,10 @@ fetch_server() {
         fi
         server="$(first_package "$work/apt" "$engine"-server-core{,-8.4,-8.0})"
         client="$(first_package "$work/apt" "$engine"-client-core{,-8.4,-8.0})"
-        [ -n "$server" ] && [ -n "$client" ] || continue
+        if [ -z "$server" ] || [ -z "$client" ]; then
+            say "$engine: no such package in them"
+            continue
+        fi
         version="$server $(apt_version "$work/apt" "$server")"
         say "$engine: downloading and unpacking $version with all that it needs (20 to 65 MB)"
         if apt_unpack "$work/apt" "$work/root" "$server" "$client"; then

@@ -63,13 +63,14 @@ class Installation:
                     return self.command(directory / name)
         return None
 
-    def shared(self, name: str) -> Path:
-        """A file of the server's share directory. Raises FileNotFoundError."""
-        for share in ("share/mysql", "share/mariadb", "share"):
-            path = self.basedir / share / name
-            if path.exists():
-                return path
-        raise FileNotFoundError(f"{name} is not below {self.basedir / 'share'}")
+    def shared(self, *names: str) -> Path:
+        """A file of the server's share directory, the first found of several names. Raises FileNotFoundError."""
+        for name in names:
+            for share in ("share/mysql", "share/mariadb", "share"):
+                path = self.basedir / share / name
+                if path.exists():
+                    return path
+        raise FileNotFoundError(f"{' or '.join(names)} is not below {self.basedir / 'share'}")
 
 
 def find_servers(*engines: Engine) -> dict[Engine, Installation]:

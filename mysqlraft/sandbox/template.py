@@ -33,6 +33,7 @@ _OPTIONS_FOR_LIFE: Final = (
 )
 
 # What mariadb-install-db (a shell script, which cannot run by a private loader) feeds to the server.
+# MariaDB 11 calls these files mariadb_....
 _MARIADB_TABLES: Final = (
     "mysql_system_tables.sql",
     "mysql_performance_tables.sql",
@@ -118,7 +119,8 @@ def _initialise(installation: Installation, options: Options, work: Path) -> Non
         command = [*installation.command(), *arguments, "--bootstrap", "--skip-grant-tables", "--log-warnings=0"]
         # One statement ends with its line there.
         parts = [b"CREATE DATABASE mysql;\nUSE mysql;\nSET @auth_root_socket=NULL, @skip_auth_anonymous=1;\n"]
-        parts += [installation.shared(name).read_bytes() + b"\n" for name in _MARIADB_TABLES]
+        for name in _MARIADB_TABLES:
+            parts += [installation.shared(name, name.replace("mysql", "mariadb")).read_bytes(), b"\n"]
         statements = b"".join(parts)
     with log.open("wb") as output:
         done = subprocess.run(
