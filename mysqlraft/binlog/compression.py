@@ -2,8 +2,8 @@
 
 MySQL packs a whole transaction into one TRANSACTION_PAYLOAD event (zstd, or not compressed at all): a list of fields,
 then the events without checksums. It is unpacked as a stream, so its size does not matter. MariaDB packs the part of a
-rows or query event after its fixed fields (zlib) behind a header byte, 0x80 | width, and the unpacked length, big-endian
-in so many bytes.
+rows or query event after its fixed fields (zlib) behind a header byte, 0x80 | width, and the unpacked length,
+big-endian in so many bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import IO, cast
 
 import zstandard
 
@@ -32,7 +33,7 @@ def payload_events(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """
     source = iter(chunks)
     head = b""
-    algorithm = None
+    algorithm, start = None, 0
     while algorithm is None:
         chunk = next(source, None)
         if chunk is None:
@@ -91,7 +92,7 @@ def _unpacked(first: bytes, rest: Iterator[bytes], algorithm: int) -> Iterator[b
         yield from packed()
         return
     reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
-        _Source(packed()), read_across_frames=True
+        cast(IO[bytes], _Source(packed())), read_across_frames=True
     )
     try:
         while piece := reader.read(_OUTPUT):

@@ -94,7 +94,7 @@ class DumpConnection:
         self.server_id = server_id
         self._heartbeat = heartbeat
         self._login: Connection[Any] = pymysql.connect(**{**connect, "autocommit": True})
-        self.mariadb = "MariaDB" in str(self._login.server_version)
+        self.mariadb = "MariaDB" in str(getattr(self._login, "server_version", ""))
         self._socket: socket.socket = self._login._sock  # type: ignore[attr-defined]
         self._descriptor = self._socket.fileno()
         self._poll = select.poll()
@@ -167,8 +167,13 @@ class DumpConnection:
     # Reading
 
     def ready(self) -> bool:
-        """Whether more has arrived already. TLS may hold a record back, which then counts as not arrived."""
-        return bool(self._poll.poll(0))
+        """Whether more has arrived already."""
+        return self.wait(0)
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until something arrives, at most so long; whether it did."""
+        pending = getattr(self._socket, "pending", None)  # TLS: decrypted, but not read yet
+        return bool((pending is not None and pending()) or self._poll.poll(seconds * 1000))
 
     def batch(self) -> list[bytes | LargeEvent]:
         """The events that have arrived, at least one; waits for it. A `LargeEvent` is always the last of its batch.

@@ -33,16 +33,14 @@ class GtidSet:
                 self._add_range(sid, tag, int(first), int(last or first) + 1)
 
     def _add_range(self, sid: bytes, tag: str, start: int, end: int) -> None:
-        for number in (self.intervals.setdefault((sid, tag), []),):
-            number.append([start, end])
-            number.sort()
-            merged: list[list[int]] = []
-            for low, high in number:
-                if merged and low <= merged[-1][1]:
-                    merged[-1][1] = max(merged[-1][1], high)
-                else:
-                    merged.append([low, high])
-            number[:] = merged
+        ranges = self.intervals.get((sid, tag), [])
+        merged: list[list[int]] = []
+        for low, high in sorted([*ranges, [start, end]]):
+            if merged and low <= merged[-1][1]:
+                merged[-1][1] = max(merged[-1][1], high)
+            else:
+                merged.append([low, high])
+        self.intervals[sid, tag] = merged
 
     def add(self, sid: bytes, tag: str, number: int) -> None:
         """Adds one transaction; cheap when it is the next of its source."""
@@ -84,6 +82,10 @@ class DomainPositions:
             if part:
                 domain, server, number = part.split("-")
                 self.last[int(domain)] = (int(server), int(number))
+
+    def add(self, domain: int, server: int, number: int) -> None:
+        """Makes this GTID the last of its domain."""
+        self.last[domain] = (server, number)
 
     def __str__(self) -> str:
         return ",".join(f"{domain}-{server}-{number}" for domain, (server, number) in sorted(self.last.items()))

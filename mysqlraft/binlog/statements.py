@@ -43,12 +43,14 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-_OBJECTS = frozenset("TABLE TABLES VIEW DATABASE SCHEMA INDEX TRIGGER PROCEDURE FUNCTION SEQUENCE PACKAGE".split())
-_PREFIXES = frozenset(
-    "OR REPLACE TEMPORARY ONLINE OFFLINE IGNORE UNIQUE FULLTEXT SPATIAL VECTOR UNDO AGGREGATE BODY ALGORITHM UNDEFINED "
-    "MERGE TEMPTABLE SQL SECURITY INVOKER DEFINER CURRENT_USER CURRENT_ROLE".split()
+_OBJECTS = frozenset(
+    (
+        *("TABLE", "TABLES", "VIEW", "DATABASE", "SCHEMA", "INDEX"),
+        *("TRIGGER", "PROCEDURE", "FUNCTION", "SEQUENCE", "PACKAGE"),
+    )
 )
-_ROWS = frozenset("INSERT UPDATE DELETE REPLACE LOAD CALL WITH DO".split())
+_OTHER_OBJECTS = frozenset(("USER", "ROLE", "SERVER", "EVENT", "TABLESPACE", "LOGFILE", "RESOURCE", "INSTANCE"))
+_ROWS = frozenset(("INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH", "DO"))
 
 
 def _tokens(text: str, limit: int = 4000) -> list[tuple[str, bool]]:
@@ -124,20 +126,11 @@ def classify(text: str, schema: str) -> Statement:
         return Statement(StatementKind.OTHER, verb)
     reader.at += 1
     temporary = False
-    while reader.word() not in _OBJECTS:
-        if reader.at >= len(reader.tokens) or reader.word() in (
-            "USER",
-            "ROLE",
-            "SERVER",
-            "EVENT",
-            "TABLESPACE",
-            "LOGFILE",
-        ):
-            break
-        if reader.word() not in _PREFIXES and verb != "CREATE" and verb != "ALTER" and verb != "DROP":
-            break
-        temporary = temporary or reader.word() == "TEMPORARY"
-        reader.at += 1
+    if verb != "TRUNCATE" or reader.word() == "TABLE":
+        # Between verb and object: OR REPLACE, TEMPORARY, DEFINER = ..., ALGORITHM = ..., UNIQUE and the like.
+        while reader.at < len(reader.tokens) and reader.word() not in _OBJECTS | _OTHER_OBJECTS:
+            temporary = temporary or reader.word() == "TEMPORARY"
+            reader.at += 1
     kind = reader.word()
     if verb == "TRUNCATE" and kind not in _OBJECTS:
         kind, reader.at = "TABLE", reader.at - 1

@@ -1,0 +1,59 @@
+"""Which tables are replicated: patterns of ``schema.table``, where ``*`` is any text and ``?`` any one character.
+
+A table is replicated if an include pattern matches it and no exclude pattern does. The system schemas and the daemon's
+own are never replicated, whatever the patterns say. The same at every site, or the sites diverge.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from mysqlraft.binlog.stream import NEVER
+
+
+class TableFilter:
+    """A compiled set of patterns; remembers its answers. A pure function of names."""
+
+    def __init__(self, include: Iterable[str] = ("*.*",), exclude: Iterable[str] = ()) -> None:
+        """Raises ValueError for a pattern that is not ``schema.table``."""
+        self._include = [_compile(pattern) for pattern in include]
+        self._exclude = [_compile(pattern) for pattern in exclude]
+        self._excluded_schemas = [schema for schema, table in self._exclude if table.pattern == _ANY]
+        self._known: dict[tuple[str, str | None], bool] = {}
+
+    def __call__(self, schema: str, table: str | None) -> bool:
+        """Whether the table is replicated; without a table: whether any table of the schema may be."""
+        answer = self._known.get((schema, table))
+        if answer is None:
+            answer = self._known[schema, table] = self._decide(schema, table)
+        return answer
+
+    def _decide(self, schema: str, table: str | None) -> bool:
+        if schema in NEVER:
+            return False
+        if table is None:
+            return any(s.fullmatch(schema) for s, _ in self._include) and not any(
+                s.fullmatch(schema) for s in self._excluded_schemas
+            )
+        return _matches(self._include, schema, table) and not _matches(self._exclude, schema, table)
+
+
+_ANY = ".*"
+_Pattern = tuple[re.Pattern[str], re.Pattern[str]]
+
+
+def _compile(pattern: str) -> _Pattern:
+    schema, dot, table = pattern.partition(".")
+    if not (schema and dot and table):
+        raise ValueError(f"{pattern!r} is not a pattern of the form schema.table")
+    return _wildcard(schema), _wildcard(table)
+
+
+def _wildcard(text: str) -> re.Pattern[str]:
+    parts = {"*": _ANY, "?": "."}
+    return re.compile("".join(parts.get(char) or re.escape(char) for char in text), re.DOTALL)
+
+
+def _matches(patterns: list[_Pattern], schema: str, table: str) -> bool:
+    return any(s.fullmatch(schema) and t.fullmatch(table) for s, t in patterns)
