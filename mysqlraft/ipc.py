@@ -3,7 +3,7 @@
 A frame is a big-endian u32 length and that many bytes of msgpack: an array of a `Say` and its fields.
 
     consensus -> replica                          replica -> consensus
-    START    path, text of the configuration      WANT     first index, credit in bytes
+    START    path, text, last session             WANT     first index, credit in bytes
     ENTRIES  commit index, [entry, ...]           CREDIT   bytes more
     HELD     session, sequence                    PROPOSE  session, sequence, payload
     FETCHED  request, [entry, ...], error         FETCH    request, first index, last index
@@ -11,7 +11,7 @@ A frame is a big-endian u32 length and that many bytes of msgpack: an array of a
 
 Committed entries are pushed as they come, never asked for one by one: the replica gives credit, an entry's payload
 uses it up, and what has been taken by apply becomes credit again. Proposals go the other way without an answer; HELD
-says up to which one the log holds them (committed), which is what bounds the bytes outstanding. Both ends always read,
+says up to which one they are committed, which is what bounds the bytes outstanding. Both ends always read,
 and everything that can queue is bounded by credit and window, so neither can block the other.
 
 The end of the stream is the end of the other process. The replica then exits at once: its server keeps what it
@@ -69,6 +69,10 @@ class LinkError(Exception):
     """A frame that is none, or an answer that says why there is no other."""
 
 
+class SessionOver(Exception):
+    """A proposal of a session that may not propose any more: its capture has to end."""
+
+
 def frame(*message: Any) -> bytes:
     packed: bytes = msgpack.packb(message)
     return _LENGTH.pack(len(packed)) + packed
@@ -121,7 +125,7 @@ class Channel(asyncio.Protocol):
 class Link:
     """The replica process's end, for threads that block.
 
-    Made first of all in the process: the first message is the configuration. Then `start` reads on in a thread of its
+    Made first of all in the process: `read_start` takes the first message. Then `start` reads on in a thread of its
     own. `stopping` is set when consensus asks for an orderly end.
     """
 
@@ -133,6 +137,7 @@ class Link:
         self._window = threading.Condition()
         self._outstanding: deque[tuple[int, int, int]] = deque()  # (session, sequence, bytes), in order
         self._outstanding_bytes = 0
+        self._session: int | None = None
         self._fetching = threading.Lock()
         self._fetched: queue.SimpleQueue[tuple[int, list[LogEntry], str | None]] = queue.SimpleQueue()
         self._requests = 0
@@ -140,12 +145,13 @@ class Link:
         self.commit_index = 0
         self.stopping = threading.Event()
 
-    def read_configuration(self) -> tuple[str, str]:
-        """(path, text) of the configuration; call it once, before `start`."""
+    def read_start(self) -> tuple[str, str, int]:
+        """(path, text) of the configuration, and the last session that an earlier replica process of this daemon
+        proposed in; call it once, before `start`."""
         message = self._read()
         if message[0] != Say.START:
-            raise LinkError(f"expected the configuration, not message {message[0]}")
-        return message[1], message[2]
+            raise LinkError(f"expected START, not message {message[0]}")
+        return message[1], message[2], message[3]
 
     def start(self) -> None:
         threading.Thread(target=self._serve, name="link", daemon=True).start()
@@ -183,23 +189,28 @@ class Link:
 
     # Proposals.
 
-    def propose(self, session: int, sequence: int, payload: bytes) -> bool:
-        """Hands over a proposal; waits while more than `window_bytes` are outstanding. False: stopping instead."""
+    def open_session(self, session: int | None) -> None:
+        """Only this session may propose from now on (None: no one); what others still have outstanding is forgotten."""
         with self._window:
-            self._window.wait_for(lambda: self._outstanding_bytes < self.window_bytes or self.stopping.is_set())
-            if self.stopping.is_set():
-                return False
-            self._outstanding.append((session, sequence, len(payload)))
-            self._outstanding_bytes += len(payload)
-        self._say(Say.PROPOSE, session, sequence, payload)
-        return True
-
-    def new_session(self) -> None:
-        """What older sessions still have outstanding does not count any more."""
-        with self._window:
+            self._session = session
             self._outstanding.clear()
             self._outstanding_bytes = 0
             self._window.notify_all()
+
+    def propose(self, session: int, sequence: int, payload: bytes) -> None:
+        """Hands over a proposal; waits while more than `window_bytes` are outstanding.
+
+        Raises:
+            SessionOver: the session may not propose any more.
+        """
+        with self._window:
+            self._window.wait_for(lambda: self._outstanding_bytes < self.window_bytes or self._session != session)
+            if self._session != session:
+                raise SessionOver(f"session {session} is over")
+            self._outstanding.append((session, sequence, len(payload)))
+            self._outstanding_bytes += len(payload)
+            # With the lock held: no other session's proposal may overtake this one.
+            self._say(Say.PROPOSE, session, sequence, payload)
 
     @property
     def outstanding_bytes(self) -> int:
@@ -244,9 +255,7 @@ class Link:
             elif say == Say.FETCHED:
                 self._fetched.put((message[1], [LogEntry(*entry) for entry in message[2]], message[3]))
             elif say == Say.STOP:
-                with self._window:
-                    self.stopping.set()
-                    self._window.notify_all()
+                self.stopping.set()
 
     def _held(self, session: int, sequence: int) -> None:
         with self._window:

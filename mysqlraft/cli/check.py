@@ -1,0 +1,93 @@
+"""mysqlraft check"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pymysql
+
+from mysqlraft import config
+from mysqlraft.cli import server
+from mysqlraft.cli.errors import EXIT_NO, EXIT_UNREACHABLE, CommandError
+from mysqlraft.config import Config
+from mysqlraft.mysql import account
+from mysqlraft.mysql.finding import literal
+from mysqlraft.mysql.preflight import explain, inspect
+from mysqlraft.mysql.preflight_grants import grant_statements
+from mysqlraft.replication.filters import TableFilter
+
+HELP = "is the site's server fit to be replicated? If not, the SQL that makes it so"
+DESCRIPTION = """\
+Runs every preflight check against the site's server, with the daemon's own account, and prints for each finding what is
+wrong, why it matters and the exact SQL that mends it, and the option for my.cnf. It changes nothing.
+Errors keep replication from starting; warnings do not.
+
+  mysqlraft check --config tokyo.yaml
+  mysqlraft check --config tokyo.yaml --json
+  mysqlraft check --config tokyo.yaml --sql | mysql -u root -p     run all of it
+  mysqlraft check --config tokyo.yaml --grants mysql               how to create the account, without asking a server
+
+exit status: 0 nothing keeps replication from starting; 1 errors were found; 3 the server cannot be asked
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", type=Path, required=True, help="the site's YAML file")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--sql", action="store_true", help="print only the SQL that mends the findings")
+    form.add_argument("--grants", choices=("mysql", "mariadb"), help="print the SQL that creates the account, and stop")
+    parser.add_argument(
+        "--from",
+        dest="host",
+        default="localhost",
+        metavar="HOST",
+        help="with --grants: where the daemon runs (localhost)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = config.load(args.config)
+    if args.grants:
+        print("\n".join(create_account(settings, args.grants == "mariadb", args.host)))
+        return 0
+    replicated = TableFilter(settings.replicate.include, settings.replicate.exclude)
+    connection = server.connect(settings.mysql)
+    try:
+        inspection = inspect(connection, settings, replicated)
+    except pymysql.err.MySQLError as error:
+        raise CommandError(
+            f"the server at {account.where(settings.mysql)} did not answer: {error.args[-1]}", EXIT_UNREACHABLE
+        ) from None
+    finally:
+        connection.close()
+    findings, errors = inspection.findings, inspection.errors
+    if args.json:
+        shown = {
+            "server": f"{inspection.flavour} {inspection.version}",
+            "fit": not errors,
+            "findings": [finding.to_dict() for finding in findings],
+        }
+        print(json.dumps(shown, indent=2))
+    elif args.sql:
+        for statement in dict.fromkeys(statement for finding in findings for statement in finding.sql):
+            print(f"{statement};")
+    else:
+        print(f"{inspection.flavour} {inspection.version} at {account.where(settings.mysql)}")
+        for finding in findings:
+            print("\n".join(["", *explain(finding)]))
+        print()
+        others = f", {len(findings) - len(errors)} others" if len(findings) > len(errors) else ""
+        print(
+            "fit to be replicated" + others if not errors else f"not fit to be replicated: {len(errors)} errors{others}"
+        )
+    return EXIT_NO if errors else 0
+
+
+def create_account(settings: Config, mariadb: bool, host: str) -> list[str]:
+    """The statements that create the daemon's account with all that it needs."""
+    who = f"{literal(settings.mysql.user)}@{literal(host)}"
+    statements = [f"CREATE USER {who} IDENTIFIED BY 'choose a password'", *grant_statements(settings, mariadb, who)]
+    return [f"{statement};" for statement in statements]

@@ -1,0 +1,256 @@
+"""The daemon: the consensus process, from its start to its end.
+
+It owns the Raft node and its store, the admin API and, through `Supervisor`, the replica process. Signals:
+
+    SIGTERM, SIGINT   stop: capture and apply finish what they do, leadership is handed over, everything is closed
+    SIGHUP            read the configuration again; see docs/configuration.md for what each key allows
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgpack
+
+from mysqlraft import __version__, config, keys, logs, systemd
+from mysqlraft.admin.api import admin_server
+from mysqlraft.admin.status import Row, State, cluster_status, own_row
+from mysqlraft.config import Config, ConfigError
+from mysqlraft.keys import Reload
+from mysqlraft.raft.bootstrap import bootstrap
+from mysqlraft.raft.configuration import Configuration, ConfigurationError, Server
+from mysqlraft.raft.core import Limits
+from mysqlraft.raft.leveldb_store import LevelDBStore
+from mysqlraft.raft.node import Node
+from mysqlraft.raft.store import StoreError, WrongDirectory
+from mysqlraft.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+EXIT_ERROR = 1
+EXIT_CONFIGURATION = 2
+EXIT_ADDRESS = 3
+EXIT_STORAGE = 4
+
+PUBLISH_SECONDS = 0.5
+
+EXIT_CODES = """\
+exit status of the daemon:
+  0  stopped, as it was asked to
+  1  an error in mysqlraft itself; the log has the traceback
+  2  the configuration or the directory is wrong: starting again would not help
+  3  an address cannot be listened on
+  4  the log's storage failed: starting again goes on from what is on disk
+"""
+
+
+class StartError(Exception):
+    """Why the daemon cannot start, in one line; ``status`` is its exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def founding_members(settings: Config) -> Configuration:
+    """The members that a new cluster begins with."""
+    return Configuration(Server(site.id, site.name, str(site.address), site.voter) for site in settings.cluster.sites)
+
+
+def open_store(settings: Config) -> tuple[LevelDBStore, bool]:
+    """The site's store, with its first entry, and whether that was written now. The caller closes the store.
+
+    Raises:
+        StartError: the directory is another site's, in use, or was bootstrapped with other members.
+    """
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = LevelDBStore(settings.data_dir, settings.cluster.id, settings.own.id)
+    except WrongDirectory as error:
+        raise StartError(f"data_dir {settings.data_dir}: {error}", EXIT_CONFIGURATION) from None
+    except (StoreError, OSError) as error:
+        raise StartError(f"data_dir {settings.data_dir}: {error}", EXIT_STORAGE) from None
+    try:
+        return store, bootstrap(store, founding_members(settings))
+    except ConfigurationError as error:
+        store.close()
+        raise StartError(f"cluster.sites: {error}", EXIT_CONFIGURATION) from None
+    except StoreError as error:
+        store.close()
+        raise StartError(f"data_dir {settings.data_dir}: {error}", EXIT_STORAGE) from None
+
+
+def run(settings: Config) -> int:
+    """Runs the daemon until it is asked to stop; returns its exit status."""
+    logs.configure(settings.log)
+    logger.info(
+        "starting version=%s cluster=%s site=%s id=%d data_dir=%s",
+        __version__,
+        settings.cluster.id,
+        settings.site,
+        settings.own.id,
+        settings.data_dir,
+    )
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(Daemon(settings).run())
+    except StartError as error:
+        logger.critical("%s", error)
+        systemd.notify(f"STATUS={error}")
+        return error.status
+
+
+class Daemon:
+    """One run of the consensus process."""
+
+    def __init__(self, settings: Config) -> None:
+        self._config = settings
+        self._node: Node
+        self._supervisor: Supervisor
+        self._stop = asyncio.Event()
+        self._broken = ""
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop, number)
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._keep(stack, self._reloads())
+            systemd.notify("READY=1", "STATUS=started")
+            self._node.failed.add_done_callback(lambda _: self._stop.set())
+            await self._stop.wait()
+            if self._node.failed.done():
+                self._broken = str(self._node.failed.exception())
+            systemd.notify("STOPPING=1", f"STATUS={self._broken or 'stopping'}")
+        if self._broken:
+            logger.critical("exiting reason=%r", self._broken)
+            return EXIT_STORAGE if self._node.failed.done() else EXIT_ERROR
+        logger.info("stopped")
+        return 0
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        settings = self._config
+        store, first = open_store(settings)
+        stack.callback(store.close)
+        if first:
+            logger.info("bootstrapped members=%s", founding_members(settings))
+        node = self._node = Node(
+            settings.own.id,
+            settings.cluster.id,
+            store,
+            str(settings.bind),
+            addresses={
+                site.id: str(settings.reach(site))
+                for site in settings.cluster.sites
+                if settings.reach(site) != site.address
+            },
+            limits=Limits(
+                election_ticks=settings.raft.election_ticks,
+                heartbeat_ticks=settings.raft.heartbeat_ticks,
+                window_bytes=settings.raft.inflight_bytes,
+            ),
+            tick_seconds=settings.raft.tick_ms / 1000,
+        )
+        self._supervisor = Supervisor(settings, node)
+        admin = admin_server(self._status, lambda: self._broken)
+        try:
+            await node.start()
+        except OSError as error:
+            raise StartError(f"listen {settings.bind}: {error.strerror or error}", EXIT_ADDRESS) from None
+        stack.push_async_callback(node.stop)
+        listen = settings.admin.listen
+        try:
+            await admin.start(listen.host, listen.port)
+        except OSError as error:
+            raise StartError(f"admin.listen {listen}: {error.strerror or error}", EXIT_ADDRESS) from None
+        stack.push_async_callback(admin.stop)
+        self._keep(stack, self._publish())
+        self._keep(stack, self._watchdog())
+        self._keep(stack, self._supervisor.run())
+        stack.push_async_callback(self._supervisor.stop)
+
+    def _keep(self, stack: AsyncExitStack, work: Any) -> None:
+        """Runs ``work`` until the daemon ends. Its failure is a mistake in this program, and ends the daemon."""
+        task = asyncio.get_running_loop().create_task(work)
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        def done(task: asyncio.Task[Any]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.critical("a task of the daemon failed", exc_info=error)
+                self._broken = self._broken or f"{type(error).__name__}: {error}"
+                self._stop.set()
+
+        task.add_done_callback(done)
+        stack.push_async_callback(end)
+
+    def _asked_to_stop(self, number: signal.Signals) -> None:
+        logger.info("stopping signal=%s", number.name)
+        self._stop.set()
+
+    # What others may know.
+
+    def _status(self) -> dict[str, Any]:
+        return cluster_status(self._config, self._node.status(), self._supervisor.status, self._heard)
+
+    def _heard(self, site: int) -> tuple[Row, float] | None:
+        told = self._node.transport.status_of(site)
+        if told is None:
+            return None
+        try:
+            row = msgpack.unpackb(told[0])
+        except (ValueError, msgpack.UnpackException):
+            return None
+        return (row, told[1]) if isinstance(row, dict) else None
+
+    async def _publish(self) -> None:
+        """Tells the other sites this site's row, and the service manager a line."""
+        while True:
+            row = own_row(self._config, self._node.status(), self._supervisor.status)
+            self._node.transport.publish(msgpack.packb(row))
+            lag = row["lag"]["entries"]
+            reason = f": {row['reason']}" if row["reason"] else f", {lag} entries behind" if lag else ""
+            systemd.notify(f"STATUS={row['role']} in term {row['term']}, replication {row['state']}{reason}")
+            await asyncio.sleep(PUBLISH_SECONDS)
+
+    async def _watchdog(self) -> None:
+        """Says that this event loop turns. A dead one is what the service manager should end: nothing here can."""
+        if (due := systemd.watchdog_seconds()) is None:
+            return
+        while True:
+            systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(due / 3)
+
+    # SIGHUP
+
+    async def _reloads(self) -> None:
+        hung_up = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            systemd.reloading()
+            try:
+                await self._reload(config.load(self._config.source))
+            except ConfigError as error:
+                for problem in error.problems:
+                    logger.error("reload refused, nothing changed: %s", problem)
+            systemd.notify("READY=1")
+
+    async def _reload(self, new: Config) -> None:
+        changed = keys.changed(self._config, new)
+        fixed = [path for path, allowed in changed.items() if allowed is Reload.RESTART]
+        if fixed:
+            raise ConfigError(*(f"{path} takes a restart of the daemon" for path in fixed))
+        self._config = new
+        logs.configure(new.log)
+        logger.info("reloaded changed=%s", ",".join(changed) or "nothing")
+        if Reload.REPLICA in changed.values() or self._supervisor.status["state"] == State.STOPPED:
+            await self._supervisor.reload(new)

@@ -1,0 +1,281 @@
+"""The replica process, as the consensus process sees it: started, fed, listened to, restarted.
+
+One `Supervisor` lives as long as the daemon. Each replica process it starts gets a `_Feed`: committed entries in, as
+far as the replica gives credit, and proposals out. A process that ends by itself comes back after a pause that doubles
+up to `MAX_PAUSE`; one that says it is stopped (`EXIT_STOPPED`: somebody has to mend something) does not, until a reload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from mysqlraft.admin.status import State
+from mysqlraft.config import Config
+from mysqlraft.ipc import Channel, Say
+from mysqlraft.raft.entry import Entry, EntryKind
+from mysqlraft.raft.node import Node
+from mysqlraft.raft.store import StoreError
+
+logger = logging.getLogger(__name__)
+
+EXIT_STOPPED = 10
+"""The replica's exit status when trying again would be of no use."""
+
+MIN_PAUSE, MAX_PAUSE = 0.2, 30.0
+LONG_LIFE = 60.0
+"""Seconds after which an end is not one of a series any more."""
+
+STOP_SECONDS = 8.0
+"""How long a replica may take to finish what it does when it is asked to stop."""
+
+BATCH_BYTES = 1 << 20
+"""Entries sent in one frame, and read from the log in one go."""
+
+
+class Supervisor:
+    """Keeps a replica process running."""
+
+    def __init__(self, config: Config, node: Node) -> None:
+        self.config = config
+        self._node = node
+        self._process: asyncio.subprocess.Process | None = None
+        self._feed: _Feed | None = None
+        self._report: dict[str, Any] = {}
+        self._state = State.STARTING
+        self._reason = "the replica process is starting"
+        self._restarts = 0
+        self._last_session = 0
+        self._stopping = False
+        self._again = asyncio.Event()
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What the replica said last, with the state and reason that are true now."""
+        reported = self._feed is not None and "state" in self._report
+        return {
+            **self._report,
+            "state": self._report["state"] if reported else self._state.value,
+            "reason": self._report["reason"] if reported else self._reason,
+            "restarts": self._restarts,
+            "pid": self._process.pid if self._process is not None else None,
+        }
+
+    async def run(self) -> None:
+        """Starts the replica process again and again, until `stop`."""
+        pause = MIN_PAUSE
+        while True:
+            started = time.monotonic()
+            self._again.clear()
+            status = await self._one()
+            if self._stopping:
+                return
+            if self._again.is_set():  # a reload asked for the end
+                pause = MIN_PAUSE
+                continue
+            said = self._report.get("reason") or ""
+            if status == EXIT_STOPPED:
+                self._state, self._reason = State.STOPPED, said
+                await self._again.wait()
+                continue
+            self._restarts += 1
+            pause = MIN_PAUSE if time.monotonic() - started > LONG_LIFE else min(pause * 2, MAX_PAUSE)
+            how = f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status}"
+            self._state = State.RETRYING
+            self._reason = f"the replica process {how}" + (f" ({said})" if said else "")
+            logger.warning("replica process ended status=%d restart_in=%.1fs said=%r", status, pause, said)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._again.wait()
+
+    async def reload(self, config: Config) -> None:
+        """Starts the replica process again, with this configuration."""
+        self.config = config
+        self._again.set()
+        await self._end()
+
+    async def stop(self) -> None:
+        """Lets the replica process finish what it does, and ends it."""
+        self._stopping = True
+        self._again.set()
+        await self._end()
+
+    async def _end(self) -> None:
+        process, feed = self._process, self._feed
+        if process is None or feed is None:
+            return
+        feed.channel.say(Say.STOP)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            logger.warning("replica process does not stop, killing it pid=%d", process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    async def _one(self) -> int:
+        """One life of the replica process; its exit status."""
+        ours, theirs = socket.socketpair()
+        self._report = {}
+        self._state, self._reason = State.STARTING, "the replica process is starting"
+        with theirs:
+            # A new interpreter, not a fork: a fork would share the event loop, the database's lock and every socket.
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "mysqlraft.replication.replica",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        logger.info("replica process started pid=%d", self._process.pid)
+        feed = self._feed = _Feed(self._node, self._on_status, self._on_session)
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: feed.channel, sock=ours)
+            feed.channel.say(Say.START, str(self.config.source), self.config.yaml, self._last_session)
+            if self._stopping:
+                feed.channel.say(Say.STOP)
+            await feed.run()
+            return await self._process.wait()
+        finally:
+            feed.channel.close()
+            self._feed = None
+            if self._process.returncode is None:
+                self._process.kill()
+                await self._process.wait()
+            self._process = None
+
+    def _on_status(self, report: dict[str, Any]) -> None:
+        if (report["state"], report["reason"]) != (self._report.get("state"), self._report.get("reason")):
+            logger.info("replication state=%s reason=%r", report["state"], report["reason"])
+        self._report = report
+
+    def _on_session(self, session: int) -> None:
+        self._last_session = max(self._last_session, session)
+
+
+class _Feed:
+    """The traffic with one replica process."""
+
+    def __init__(self, node: Node, on_status: Any, on_session: Any) -> None:
+        self.channel = Channel(self._received, self._closed)
+        self._node = node
+        self._on_status = on_status
+        self._on_session = on_session
+        self._end = asyncio.Event()
+        self._next = 0
+        self._credit = 0
+        self._more = asyncio.Event()
+        self._session = 0
+        self._sequence = 0
+        self._held = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until the replica's end of the socketpair is closed."""
+        self._spawn(self._push())
+        self._spawn(self._hold())
+        try:
+            await self._end.wait()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The log cannot be read, or the node is gone: the replica has nothing to work on.
+            if not isinstance(error, ConnectionError):
+                logger.error("the replica process cannot be fed reason=%r", str(error))
+            self.channel.close()
+
+    def _closed(self) -> None:
+        self._end.set()
+
+    def _received(self, message: list[Any]) -> None:
+        match message:
+            case [Say.PROPOSE, session, sequence, payload]:
+                self._session, self._sequence = session, sequence
+                self._on_session(session)
+                self._node.propose(session, sequence, payload)
+            case [Say.CREDIT, more]:
+                self._credit += more
+                self._more.set()
+            case [Say.STATUS, report]:
+                self._on_status(report)
+            case [Say.WANT, first, credit]:
+                self._next, self._credit = first, credit
+                self._more.set()
+            case [Say.FETCH, request, first, last]:
+                self._spawn(self._fetch(request, first, last))
+            case _:
+                logger.error("the replica process sent an unknown message type=%r", message[:1])
+                self.channel.close()
+
+    async def _push(self) -> None:
+        """Sends committed entries as they come, as far as there is credit."""
+        node, channel = self._node, self.channel
+        while True:
+            while self._next == 0 or self._credit <= 0:
+                self._more.clear()
+                await self._more.wait()
+            await node.wait_committed(self._next)
+            if self._credit <= 0:
+                continue
+            entries = [_plain(entry) for entry in node.committed_entries(self._next, min(self._credit, BATCH_BYTES))]
+            self._next = entries[-1][0] + 1
+            self._credit -= sum(len(entry[4]) for entry in entries)
+            channel.say(Say.ENTRIES, node.commit_index, entries)
+            # A replica that is far behind must not keep this loop from everything else.
+            await asyncio.sleep(0)
+
+    async def _hold(self) -> None:
+        """Says up to which proposal the log holds them, when that has changed."""
+        node = self._node
+        index = node.commit_index
+        while True:
+            await node.wait_committed(index + 1)
+            index = node.commit_index
+            held = self._sequence - node.outstanding_proposals
+            if self._session and held != self._held:
+                self._held = held
+                self.channel.say(Say.HELD, self._session, held)
+
+    async def _fetch(self, request: int, first: int, last: int) -> None:
+        """Answers with as many entries as fit; the replica asks for the rest."""
+        try:
+            # After a restart it takes a leader to know again what is committed.
+            await self._node.wait_committed(last)
+            entries = []
+            for entry in self._node.committed_entries(first, BATCH_BYTES):
+                if entry.index <= last:
+                    entries.append(_plain(entry))
+            self.channel.say(Say.FETCHED, request, entries, None)
+        except StoreError as error:
+            self.channel.say(Say.FETCHED, request, [], str(error))
+
+
+def _plain(entry: Entry) -> tuple[int, int, int, int, bytes]:
+    """What a `LogEntry` is made of."""
+    if entry.kind is EntryKind.DATA:
+        return (entry.index, entry.origin, entry.session, entry.sequence, entry.payload)
+    return (entry.index, 0, 0, 0, b"")
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
