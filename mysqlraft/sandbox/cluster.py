@@ -30,7 +30,9 @@ import yaml
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
+from mysqlraft import config
 from mysqlraft.admin.status import State, own, unready
+from mysqlraft.mysql.preflight_grants import grant_statements
 from mysqlraft.sandbox.links import Links, child_environment
 from mysqlraft.sandbox.ports import LOOPBACK, PortLease, reserve_port
 from mysqlraft.sandbox.process import spawn_bound
@@ -41,6 +43,8 @@ NAMES = (
     "tokyo", "singapore", "frankfurt", "dublin", "virginia", "oregon", "mumbai", "sydney", "stockholm", "paris",
     "milan", "montreal", "ohio", "osaka", "seoul",
 )  # fmt: skip
+
+_ACCOUNT = "mysqlraft"
 
 CLUSTER = "sandbox"
 """The cluster's name in every configuration."""
@@ -55,8 +59,8 @@ class ClusterError(Exception):
 class Daemon:
     """One site's daemon: two processes, of which the first is ours and the second its child."""
 
-    def __init__(self, config: Path, data_dir: Path, admin: str, log: Path) -> None:
-        self.config = config
+    def __init__(self, configuration: Path, data_dir: Path, admin: str, log: Path) -> None:
+        self.config = configuration
         self.data_dir = data_dir
         self.admin = admin
         self.log = log
@@ -159,6 +163,7 @@ class ClusterSite:
     daemon: Daemon
     listen: PortLease
     admin: PortLease
+    has_account: bool = False
 
     def description(self) -> dict[str, Any]:
         """How to reach the site, for people and programs (`sites.json`)."""
@@ -238,7 +243,12 @@ class Cluster:
         return {site.number: site.server.connect for site in self}
 
     def start_servers(self) -> None:
+        """Starts all servers; the first time, also makes the daemons' accounts, with the documented grants."""
         start_all([site.server for site in self])
+        for site in self:
+            if not site.has_account:
+                _make_account(site)
+                site.has_account = True
 
     def start_daemons(self) -> None:
         for site in self:
@@ -442,7 +452,7 @@ def _write_configuration(
         "site": site.name,
         "data_dir": str(site.daemon.data_dir),
         "admin": {"listen": f"{LOOPBACK}:{site.admin.port}"},
-        "mysql": {"socket": str(site.server.socket), "user": site.server.user, "password": site.server.password},
+        "mysql": {"socket": str(site.server.socket), "user": _ACCOUNT, "password": site.server.password},
     }
     if links is not None and len(sites) > 1:
         configuration["dial"] = {
@@ -459,6 +469,18 @@ def _write_configuration(
     site.daemon.config.write_text(yaml.safe_dump(configuration, sort_keys=False))
     # It holds the server's password.
     site.daemon.config.chmod(0o600)
+
+
+def _make_account(site: ClusterSite) -> None:
+    """The daemon's account, as `mysqlraft check` would have it made."""
+    account = f"{_ACCOUNT}@localhost"
+    grants = grant_statements(config.load(site.daemon.config), site.server.engine == "mariadb", account)
+    with site.server.connect() as connection, connection.cursor() as cursor:
+        # The binlog begins with what the application does.
+        cursor.execute("SET SESSION sql_log_bin = 0")
+        cursor.execute(f"CREATE USER {account} IDENTIFIED BY %s", (site.server.password,))
+        for grant in grants:
+            cursor.execute(grant)
 
 
 def _alive(pid: int) -> bool:
