@@ -23,7 +23,8 @@ apt_mirror() {
 
 # apt_private DIR configured|SUITE: prepares DIR as the state of an apt of its own and reads the package lists of the
 # machine's configured suites, or of SUITE on the same mirror. The package status is empty, so that a later download
-# brings the whole closure, C library included, and does not depend on what the machine has.
+# brings the whole closure, C library included, and does not depend on what the machine has. Fails, with the reason on
+# stderr, if the lists cannot be read.
 apt_private() {
     local dir="$1" suite="$2" keyring="" file options=""
     have apt-get && have dpkg || return 1
@@ -53,6 +54,7 @@ Dir::State::Status "$dir/status";
 Dir::Cache "$dir";
 Dir::Cache::Archives "$dir/archives";
 Dir::Log "$dir";
+APT::Update::Error-Mode "any";
 APT::Sandbox::User "$(id -un)";
 APT::Install-Recommends "false";
 APT::Install-Suggests "false";

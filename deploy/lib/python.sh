@@ -37,17 +37,13 @@ make_venv() {
     rm -rf "$CACHE/pip"
 }
 
+# install_package EXTRA: the log is pip.log in the cache.
+install_package() {
+    "$VENV/bin/python" -m pip install --disable-pip-version-check -e "$REPO$1" >"$CACHE/pip.log" 2>&1
+}
+
 # prepare_plyvel: LevelDB's Python binding has ready-made wheels for some Python versions only; elsewhere it is compiled.
 prepare_plyvel() {
-    local pip="$VENV/bin/pip" work
-    "$VENV/bin/python" -c 'import plyvel' 2>/dev/null && return 0
-    work="$(mktemp -d)"
-    if "$pip" download -q --no-deps --only-binary :all: -d "$work" "plyvel>=1.5.1,<2" >/dev/null 2>&1; then
-        rm -rf "$work"
-        return 0
-    fi
-    rm -rf "$work"
-    have g++ && [ -f /usr/include/leveldb/db.h ] && return 0
     say "python: there is no ready-made plyvel (LevelDB) for $("$VENV/bin/python" -V); compiling it needs g++ and libleveldb-dev"
     if [ "$(id -u)" = 0 ] && have apt-get; then
         say "python: installing g++, libleveldb-dev and python3-dev"
@@ -73,16 +69,24 @@ print(hashlib.sha256(pathlib.Path(sys.argv[1]).read_bytes() + sys.version.encode
     # What was asked for once stays: a demo after a test run must not take the tests' packages away.
     case "$have_stamp" in *" dev") mode=dev ;; esac
     [ "$mode" = dev ] && extra="[dev]"
-    # Another Python, or a directory that was moved or copied: begin anew.
-    if [ "$("$VENV/bin/python" -c 'import sys; print(sys.version, sys.prefix)' 2>/dev/null)" != \
+    # Another Python, a directory that was moved or copied, one left half made: begin anew.
+    if [ "$("$VENV/bin/python" -c 'import pip, sys; print(sys.version, sys.prefix)' 2>/dev/null)" != \
         "$("$python" -c 'import sys; print(sys.version, sys.argv[1])' "$VENV")" ]; then
         make_venv "$python"
     fi
-    prepare_plyvel
     say "python: installing mysqlraft$extra and the packages it needs"
-    logged "$CACHE/pip.log" "$VENV/bin/python" -m pip install --disable-pip-version-check -e "$REPO$extra" ||
-        fail "pip cannot install them; the log is $CACHE/pip.log" \
-            "The first set-up needs the Python package index, or a mirror of it named in pip's own configuration." \
-            "Check the network and any proxy (https_proxy), then again: $0"
+    if ! install_package "$extra"; then
+        if grep -qiE 'leveldb/|failed.*(wheel|build).*plyvel' "$CACHE/pip.log"; then
+            prepare_plyvel
+            install_package "$extra"
+        else
+            false
+        fi || {
+            tail -n 15 "$CACHE/pip.log" | sed 's/^/setup:   | /' >&2
+            fail "pip cannot install them; the log is $CACHE/pip.log" \
+                "The first set-up needs the Python package index, or a mirror of it named in pip's own configuration." \
+                "Check the network and any proxy (https_proxy), then again: $0"
+        }
+    fi
     printf '%s %s\n' "$want" "$mode" >"$stamp"
 }

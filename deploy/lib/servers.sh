@@ -61,7 +61,7 @@ fetch_server() {
         say "$engine: reading the package lists ($suite suites of this machine's mirror)"
         rm -rf "$work"
         if ! apt_private "$work/apt" "$suite"; then
-            say "$engine: cannot read them; the log is $work/apt/update.log"
+            say "$engine: cannot read them"
             continue
         fi
         server="$(first_package "$work/apt" "$engine"-server-core{,-8.4,-8.0})"
