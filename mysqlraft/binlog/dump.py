@@ -38,6 +38,9 @@ _COM_BINLOG_DUMP = 0x12
 _COM_REGISTER_REPLICA = 0x15
 _COM_BINLOG_DUMP_GTID = 0x1E
 _CHECKSUM = 4
+_RESIDUE = 0x2144DF1C
+_LENGTH = struct.Struct("<I")
+_FORMAT_DESCRIPTION, _ROTATE = int(EventType.FORMAT_DESCRIPTION), int(EventType.ROTATE)
 _HEADER = 19
 
 # Of the many reasons for error 1236, these say that the position is gone; the server's words, in lower case.
@@ -196,9 +199,9 @@ class DumpConnection:
         """Takes all complete packets out of the buffer."""
         buffer, at, size = self._buffer, self._at, len(self._buffer)
         checksummed = self._checksummed
-        from_bytes, append = int.from_bytes, events.append
+        unpack_length, append = _LENGTH.unpack_from, events.append
         while size - at > 4:
-            length = from_bytes(buffer[at : at + 3], "little")
+            length = unpack_length(buffer, at)[0] & 0xFFFFFF
             end = at + 4 + length
             if end > size:
                 break
@@ -216,15 +219,15 @@ class DumpConnection:
             if len(event) < _HEADER:
                 raise BinlogError(f"a binlog event of {len(event)} bytes is too short for its header")
             kind = event[4]
-            if kind == EventType.FORMAT_DESCRIPTION:
+            if kind == _FORMAT_DESCRIPTION:
                 # Its own checksum is there whenever it names an algorithm, in the byte before it.
                 checksummed = self._checksummed = event[-5] == 1 and _matches(event)
                 event = event[:-4] if checksummed else event
             elif checksummed:
-                if not _matches(event):
+                if crc32(event) != _RESIDUE:
                     raise BinlogError(f"a binlog event of type {kind} does not match its checksum")
                 event = event[:-4]
-            elif kind == EventType.ROTATE and _matches(event):
+            elif kind == _ROTATE and _matches(event):
                 # The one that opens the stream comes before any format description.
                 event = event[:-4]
             append(event)
@@ -309,4 +312,5 @@ class DumpConnection:
 
 
 def _matches(event: bytes) -> bool:
-    return crc32(event[:-4]).to_bytes(_CHECKSUM, "little") == event[-4:]
+    """Whether the last four bytes are the checksum of the others: then the checksum of all is a constant."""
+    return crc32(event) == _RESIDUE

@@ -20,6 +20,8 @@ class GtidSet:
         """
         self.intervals: dict[tuple[bytes, str], list[list[int]]] = {}
         self._texts: dict[tuple[bytes, str], str] = {}
+        # The source of the last transaction and its last interval: nearly always the next one extends it.
+        self._next: tuple[tuple[bytes, str], list[int]] = ((b"", ""), [0, 0])
         for part in text.replace("\n", "").replace(" ", "").split(","):
             if not part:
                 continue
@@ -45,20 +47,30 @@ class GtidSet:
     def add(self, sid: bytes, tag: str, number: int) -> None:
         """Adds one transaction; cheap when it is the next of its source."""
         key = (sid, tag)
+        if key == self._next[0] and number == self._next[1][1]:
+            self._next[1][1] = number + 1
+            return
+        self._settle()
         self._texts.pop(key, None)
         ranges = self.intervals.get(key)
         if ranges is None:
-            self.intervals[key] = [[number, number + 1]]
-            return
-        if ranges[-1][1] == number:
+            ranges = self.intervals[key] = [[number, number + 1]]
+        elif ranges[-1][1] == number:
             ranges[-1][1] = number + 1
+        if ranges[-1][1] == number + 1:
+            self._next = (key, ranges[-1])
             return
         at = bisect_right(ranges, [number, 1 << 64])
         if at and number < ranges[at - 1][1]:
             return
         self._add_range(sid, tag, number, number + 1)
 
+    def _settle(self) -> None:
+        """The text of the source that grew by itself is made anew when asked for."""
+        self._texts.pop(self._next[0], None)
+
     def __str__(self) -> str:
+        self._settle()
         texts = self._texts
         for key, ranges in self.intervals.items():
             if key not in texts:

@@ -56,6 +56,13 @@ PART_BYTES = 1 << 20
 _IDLE, _OPEN, _PASS = 0, 1, 2
 
 _E = EventType
+# Plain integers: looking up members of an enumeration costs more than the rest of the loop that compares them.
+_TABLE_MAP, _XID, _GTID, _MARIADB_GTID, _QUERY = (
+    int(kind) for kind in (_E.TABLE_MAP, _E.XID, _E.GTID, _E.MARIADB_GTID, _E.QUERY)
+)
+_BEGIN = b"\0BEGIN"
+_BEGIN_SIZE = HEADER + 13 + len(_BEGIN)
+"""Bytes of a BEGIN event besides its schema (length at offset 27) and status variables (length at 30)."""
 # The rows events of both servers: type -> (kind, whether it has an extra-data field, whether it is compressed).
 _ROWS: dict[int, tuple[RowKind, bool, bool]] = {
     _E.WRITE_ROWS: (RowKind.WRITE, True, False),
@@ -240,23 +247,27 @@ class TransactionStream:
         self._tables: dict[bytes, _Table] = {}
         self._low = self._high = 0
         self._outer_end = 0
-        self._reset()
-
-    def _reset(self) -> None:
-        self._mode = _IDLE
-        self._gtid: tuple[Any, ...] | None = None
-        self._passing = False
         self._start = 0
         self._first = True
-        self._applied: int | None = None
         self._groups: list[RowGroup] = []
         self._keys: list[int] = []
         self._size = 0
-        self._parts = 0
         self._savepoints: list[_Savepoint] = []
-        self._xid: Xid | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        """Between two groups."""
+        self._mode = _IDLE
+        self._gtid: tuple[Any, ...] | None = None
+        self._passing = False
+        self._applied: int | None = None
+        self._parts = 0
         self._spool: Spool | None = None
+        self._xid: Xid | None = None
         self._alter = 0
+        if self._groups or self._savepoints:
+            self._groups, self._keys, self._size = [], [], 0
+            self._savepoints.clear()
 
     @property
     def inside(self) -> bool:
@@ -290,44 +301,49 @@ class TransactionStream:
         Raises:
             BinlogError: an event that cannot be carried on with.
         """
-        rows_events, table_map, xid_event = _ROWS, _E.TABLE_MAP, _E.XID
+        rows_events, by_map, tables = _ROWS, self._by_map, self._tables
         for event in events:
             if isinstance(event, LargeEvent):
                 yield from self._payload(event.header, event.chunks())
                 continue
             kind = event[4]
-            if kind == table_map:
+            if kind == _TABLE_MAP:
                 if self._mode == _OPEN:
                     key = event[HEADER:]
-                    table = self._by_map.get(key)
-                    if table is None:
-                        table = self._new_table(key)
-                    self._tables[event[HEADER : HEADER + 6]] = table
+                    tables[key[:6]] = by_map.get(key) or self._new_table(key)
             elif kind in rows_events:
-                if self._mode == _PASS:
+                if self._mode == _OPEN:
+                    large = self._take_rows(event, *rows_events[kind])
+                    if large is not None:
+                        yield from self._take_large(*large)
+                    elif self._size >= self._part_bytes and (part := self._take(last=False)) is not None:
+                        yield part
+                elif self._mode == _PASS:
                     self.counters.applied_rows += 1
-                elif self._mode == _OPEN and (found := self._rows(event, *rows_events[kind])) is not None:
-                    table, layout, images, slicer = found
-                    rows_kind = rows_events[kind][0]
-                    if len(images) <= 2 * self._part_bytes:
-                        self._add(table, rows_kind, layout, images, slicer)
-                        if self._size >= self._part_bytes and (part := self._take(last=False)) is not None:
-                            yield part
-                    else:
-                        for piece in self._pieces(table, rows_kind, layout, images):
-                            self._add(table, rows_kind, layout, piece, slicer)
-                            if self._size >= self._part_bytes and (part := self._take(last=False)) is not None:
-                                yield part
-            elif kind == xid_event:
-                yield from self._commit(event)
+            elif kind == _XID:
+                if self._mode == _OPEN and self._groups:
+                    self.counters.transactions += 1
+                    rows = self._take(last=True)
+                    self._end_group(event)
+                    yield rows
+                else:
+                    yield from self._commit(event)
+            elif kind == _GTID:
+                self._mysql_gtid(event, kind)
+            elif kind == _MARIADB_GTID:
+                self._mariadb_gtid(event)
+            elif (
+                kind == _QUERY
+                and event.endswith(_BEGIN)
+                and len(event) == _BEGIN_SIZE + event[27] + event[30] + (event[31] << 8)
+            ):
+                self._begin(None)
             else:
                 yield from self._other(event, kind)
 
     def _other(self, event: bytes, kind: int) -> Iterator[Item]:
-        if kind in (_E.GTID, _E.ANONYMOUS_GTID, _E.GTID_TAGGED):
+        if kind in (_E.ANONYMOUS_GTID, _E.GTID_TAGGED):
             self._mysql_gtid(event, kind)
-        elif kind == _E.MARIADB_GTID:
-            self._mariadb_gtid(event)
         elif kind in (_E.QUERY, _E.MARIADB_QUERY_COMPRESSED):
             yield from self._query(event, kind)
         elif kind == _E.ROTATE:
@@ -360,20 +376,24 @@ class TransactionStream:
     # Groups begin
 
     def _begin_group(self, event: bytes) -> None:
-        if self.inside:
+        if self._mode or self._gtid is not None:
             raise BinlogError(f"a transaction begins inside another, after {self._at[0]}:{self._at[1]}")
         end = self._end(event)
         self._start = end - int.from_bytes(event[9:13], "little")
-        done = self._done
-        self._passing = (file_number(self._file), self._start + 1) < (file_number(done[0]), done[1])
+        if self._done[0]:
+            done = self._done
+            self._passing = (file_number(self._file), self._start + 1) < (file_number(done[0]), done[1])
 
     def _mysql_gtid(self, event: bytes, kind: int) -> None:
         self._begin_group(event)
-        if kind == _E.GTID_TAGGED:
+        if kind == _GTID:
+            self._gtid = (event[20:36], "", int.from_bytes(event[36:44], "little"))
+        elif kind == _E.GTID_TAGGED:
             sid, tag, number, self.committed_at = tagged_gtid(event[HEADER:])
             self._gtid = (sid, tag, number) if number else ()
             return
-        self._gtid = (event[20:36], "", int.from_bytes(event[36:44], "little")) if kind == _E.GTID else ()
+        else:
+            self._gtid = ()
         stamp = int.from_bytes(event[61:68], "little")
         if stamp >> 55:
             # The transaction came from elsewhere: the time of its first commit follows.
@@ -428,10 +448,10 @@ class TransactionStream:
             raise BinlogError(str(error)) from None
         return table
 
-    def _rows(
+    def _take_rows(
         self, event: bytes, kind: RowKind, extra: bool, compressed: bool
-    ) -> tuple[_Table, bytes, bytes, Slicer] | None:
-        """(table, layout, images, slicer) of a rows event; None if there is nothing to replicate in it."""
+    ) -> tuple[_Table, RowKind, bytes, bytes, Slicer] | None:
+        """Takes over the rows of one event, unless they are so many that they must leave in several parts."""
         table = self._tables.get(event[HEADER : HEADER + 6])
         if table is None:
             raise BinlogError("rows of a table without a table map before them")
@@ -441,37 +461,49 @@ class TransactionStream:
                 self._applied = _read_applied(table, event, kind, extra, compressed)
                 self._mode = _PASS
                 return None
-        keys = table.keys
-        if keys is None:
+        if table.keys is None:
             return None
-        start = HEADER + 8 + (int.from_bytes(event[HEADER + 8 : HEADER + 10], "little") if extra else 0)
-        middle = start + table.layout_bytes[kind == RowKind.UPDATE]
+        start = HEADER + 8 + (event[HEADER + 8] | event[HEADER + 9] << 8 if extra else 0)
+        middle = start + table.layout_bytes[kind == 1]
         layout = event[start:middle]
         images = event[middle:]
         if compressed:
             images = unpack(images)
-        slicer = table.slicers[kind].get(layout)
-        if slicer is None:
-            try:
-                slicer = compile_slicer(table.parsed, kind, layout, keys, self._source)
-            except RowsError as error:
-                raise BinlogError(str(error)) from None
-            table.slicers[kind][layout] = slicer
-        return table, layout, images, slicer
+        slicer = table.slicers[kind].get(layout) or self._new_slicer(table, kind, layout)
+        if len(images) > 2 * self._part_bytes:
+            return table, kind, layout, images, slicer
+        self._add(table, kind, layout, images, slicer)
+        return None
+
+    def _new_slicer(self, table: _Table, kind: RowKind, layout: bytes) -> Slicer:
+        assert table.keys is not None
+        try:
+            slicer = compile_slicer(table.parsed, kind, layout, table.keys, self._source)
+        except RowsError as error:
+            raise BinlogError(str(error)) from None
+        table.slicers[kind][layout] = slicer
+        return slicer
 
     def _add(self, table: _Table, kind: RowKind, layout: bytes, images: bytes, slicer: Slicer) -> None:
+        size = len(images)
         try:
-            count = slicer(images, 0, len(images), self._keys.append)
+            count = slicer(images, 0, size, self._keys.append)
         except IndexError:
             raise BinlogError(f"{'.'.join(table.name)}: row images are cut short or garbled") from None
         groups = self._groups
-        if groups and (last := groups[-1]).table is table.body and last.kind == kind and last.layout == layout:
+        if groups and (last := groups[-1]).table is table.body and last.kind is kind and last.layout == layout:
             last.count += count
             last.images.append(images)
         else:
             groups.append(RowGroup(table.body, kind, layout, count, [images]))
-        self._size += len(images)
+        self._size += size
         self.counters.rows += count
+
+    def _take_large(self, table: _Table, kind: RowKind, layout: bytes, images: bytes, slicer: Slicer) -> Iterator[Rows]:
+        for piece in self._pieces(table, kind, layout, images):
+            self._add(table, kind, layout, piece, slicer)
+            if self._size >= self._part_bytes and (part := self._take(last=False)) is not None:
+                yield part
 
     def _pieces(self, table: _Table, kind: RowKind, layout: bytes, images: bytes) -> Iterator[bytes]:
         """The images of a large event, cut between rows into pieces of about a part."""
@@ -489,7 +521,8 @@ class TransactionStream:
 
     def _take(self, *, last: bool) -> Rows | None:
         """What is held of the open transaction; None if it was put by, because XA COMMIT has yet to come."""
-        keys = array("Q", dict.fromkeys(self._keys)).tobytes()
+        found = self._keys
+        keys = found[0].to_bytes(8, "little") if len(found) == 1 else array("Q", dict.fromkeys(found)).tobytes()
         groups, size = self._groups, self._size
         self._groups, self._keys, self._size = [], [], 0
         if self._spool is not None:
