@@ -1,0 +1,1 @@
+"""What mysqlraft costs beside what it replaces: one module a benchmark, each `python -m benchmarks.NAME [--json]`."""
