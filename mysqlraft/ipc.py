@@ -29,7 +29,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from enum import IntEnum
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -129,8 +129,10 @@ class Link:
     own. `stopping` is set when consensus asks for an orderly end.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, end: Callable[[], None] | None = None) -> None:
+        """``end`` is called, in whatever thread notices, when consensus is gone; if not given, it ends the process."""
         self._socket = sock
+        self._end = end or _exit
         self._stream = sock.makefile("rb", buffering=1 << 18)
         self._sending = threading.Lock()
         self._entries: queue.SimpleQueue[list[LogEntry]] = queue.SimpleQueue()
@@ -147,7 +149,7 @@ class Link:
 
     def read_start(self) -> tuple[str, str, int]:
         """(path, text) of the configuration, and the last session that an earlier replica process of this daemon
-        proposed in; call it once, before `start`."""
+        proposed in; call it once, before `start`. Raises EOFError when consensus is gone already."""
         message = self._read()
         if message[0] != Say.START:
             raise LinkError(f"expected START, not message {message[0]}")
@@ -228,34 +230,42 @@ class Link:
             with self._sending:
                 self._socket.sendall(data)
         except OSError:
-            _exit_with_consensus()
+            self._end()
 
     def _read(self) -> list[Any]:
+        """The next message. Raises EOFError when consensus is gone."""
         try:
             head = self._stream.read(_LENGTH.size)
             (length,) = _LENGTH.unpack(head) if len(head) == _LENGTH.size else (0,)
             body = self._stream.read(length)
-        except OSError:
-            _exit_with_consensus()
+        except OSError as error:
+            raise EOFError from error
         if not length or len(body) < length:
-            _exit_with_consensus()
+            raise EOFError
         message: list[Any] = msgpack.unpackb(body, strict_map_key=False)
         return message
 
     def _serve(self) -> None:
-        while True:
-            message = self._read()
-            say = message[0]
-            if say == Say.ENTRIES:
-                self.commit_index = message[1]
-                if message[2]:
-                    self._entries.put([LogEntry(*entry) for entry in message[2]])
-            elif say == Say.HELD:
-                self._held(message[1], message[2])
-            elif say == Say.FETCHED:
-                self._fetched.put((message[1], [LogEntry(*entry) for entry in message[2]], message[3]))
-            elif say == Say.STOP:
-                self.stopping.set()
+        try:
+            while True:
+                self._received(self._read())
+        except EOFError:
+            self._end()
+
+    def _received(self, message: list[Any]) -> None:
+        say = message[0]
+        if say == Say.ENTRIES:
+            self.commit_index = message[1]
+            if message[2]:
+                self._entries.put([LogEntry(*entry) for entry in message[2]])
+        elif say == Say.HELD:
+            self._held(message[1], message[2])
+        elif say == Say.FETCHED:
+            self._fetched.put((message[1], [LogEntry(*entry) for entry in message[2]], message[3]))
+        elif say == Say.STOP:
+            self.stopping.set()
+        else:
+            raise LinkError(f"message {say} is not for the replica process")
 
     def _held(self, session: int, sequence: int) -> None:
         with self._window:
@@ -264,6 +274,6 @@ class Link:
             self._window.notify_all()
 
 
-def _exit_with_consensus() -> NoReturn:
-    """Ends this process at once, from whatever thread: there is nobody left to work for."""
+def _exit() -> None:
+    """At once, from any thread: there is nobody left to work for, and nothing that would have to be put away."""
     os._exit(0)

@@ -1,0 +1,197 @@
+"""The two ends of the socketpair: flow control both ways, re-reading, and what the end of one means for the other."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from mysqlraft.ipc import CREDIT, MAX_FRAME, Channel, Link, LinkError, LogEntry, Say, SessionOver
+
+
+class Consensus:
+    """The other end of a link, in an event loop of its own."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.heard: list[list[Any]] = []
+        self.changed = threading.Condition()
+        self.closed = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._channel = Channel(self._received, self.closed.set)
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(
+            self._loop.create_connection(lambda: self._channel, sock=sock), self._loop
+        ).result(5)
+
+    def say(self, *message: Any) -> None:
+        self._loop.call_soon_threadsafe(self._channel.say, *message)
+
+    def wait(self, wanted: Callable[[list[list[Any]]], bool]) -> list[list[Any]]:
+        with self.changed:
+            assert self.changed.wait_for(lambda: wanted(self.heard), 10), self.heard
+            return list(self.heard)
+
+    def _received(self, message: list[Any]) -> None:
+        with self.changed:
+            self.heard.append(message)
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._channel.close)
+        assert self.closed.wait(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@contextmanager
+def pair() -> Iterator[tuple[Link, Consensus]]:
+    ours, theirs = socket.socketpair()
+    ended = threading.Event()
+    link, consensus = Link(theirs, ended.set), Consensus(ours)
+    try:
+        yield link, consensus
+    finally:
+        consensus.close()
+        theirs.close()
+
+
+def entries(first: int, last: int, size: int = 10) -> list[LogEntry]:
+    return [LogEntry(index, 1, 7, index, bytes(size)) for index in range(first, last + 1)]
+
+
+def test_committed_entries_use_credit_and_taking_them_gives_it_back() -> None:
+    with pair() as (link, consensus):
+        consensus.say(Say.START, "tokyo.yaml", "site: tokyo", 42)
+        assert link.read_start() == ("tokyo.yaml", "site: tokyo", 42)
+        link.start()
+        link.want(5)
+        assert consensus.wait(lambda heard: len(heard) == 1) == [[Say.WANT, 5, CREDIT]]
+        consensus.say(Say.ENTRIES, 9, entries(5, 7))
+        assert link.take(10) == entries(5, 7)
+        assert link.commit_index == 9
+        assert consensus.wait(lambda heard: len(heard) == 2)[-1] == [Say.CREDIT, 30]
+        assert link.take(0.01) == []
+
+
+def test_fetch_asks_on_until_it_has_everything() -> None:
+    with pair() as (link, consensus):
+        link.start()
+        found: list[LogEntry] = []
+        reader = threading.Thread(target=lambda: found.extend(link.fetch(3, 8)))
+        reader.start()
+        consensus.wait(lambda heard: heard == [[Say.FETCH, 1, 3, 8]])
+        consensus.say(Say.FETCHED, 1, entries(3, 6), None)
+        consensus.wait(lambda heard: heard[-1] == [Say.FETCH, 2, 7, 8])
+        consensus.say(Say.FETCHED, 2, entries(7, 8), None)
+        reader.join(10)
+        assert found == entries(3, 8)
+
+
+def test_fetch_says_why_it_cannot() -> None:
+    with pair() as (link, consensus):
+        link.start()
+        consensus.say(Say.FETCHED, 1, [], "entry 3 is not in the log any more")
+        with pytest.raises(LinkError, match="not in the log any more"):
+            list(link.fetch(3, 8))
+
+
+def test_proposals_wait_for_the_window() -> None:
+    with pair() as (link, consensus):
+        link.start()
+        link.window_bytes = 100
+        link.open_session(7)
+        for sequence in (1, 2):
+            link.propose(7, sequence, bytes(60))
+        third = threading.Thread(target=link.propose, args=(7, 3, b"third"))
+        third.start()
+        consensus.wait(lambda heard: len(heard) == 2)
+        third.join(0.1)
+        assert third.is_alive(), "120 bytes of 100 are outstanding"
+        assert link.outstanding_bytes == 120
+        consensus.say(Say.HELD, 7, 1)
+        assert consensus.wait(lambda heard: len(heard) == 3)[-1] == [Say.PROPOSE, 7, 3, b"third"]
+        third.join(10)
+        consensus.say(Say.HELD, 7, 3)
+        consensus.say(Say.ENTRIES, 4, entries(1, 1))
+        link.take(10)  # it comes after HELD
+        assert link.outstanding_bytes == 0
+
+
+def test_a_session_that_is_over_proposes_nothing() -> None:
+    with pair() as (link, consensus):
+        link.start()
+        link.window_bytes = 1
+        link.open_session(7)
+        link.propose(7, 1, b"open")
+        failures: list[Exception] = []
+
+        def blocked() -> None:
+            try:
+                link.propose(7, 2, b"units")
+            except SessionOver as error:
+                failures.append(error)
+
+        waiting = threading.Thread(target=blocked)
+        waiting.start()
+        link.open_session(8)
+        waiting.join(10)
+        assert len(failures) == 1
+        link.propose(8, 1, b"open")
+        assert [message[1:3] for message in consensus.wait(lambda heard: len(heard) == 2)] == [[7, 1], [8, 1]]
+
+
+def test_stop() -> None:
+    with pair() as (link, consensus):
+        link.start()
+        consensus.say(Say.STOP)
+        assert link.stopping.wait(10)
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000, 3 << 20])
+def test_frames_of_any_size_and_cut_anywhere(size: int) -> None:
+    with pair() as (link, consensus):
+        link.start()
+        link.open_session(1)
+        link.propose(1, 1, bytes(size))
+        link.report({"state": "running"})
+        heard = consensus.wait(lambda heard: len(heard) == 2)
+        assert heard == [[Say.PROPOSE, 1, 1, bytes(size)], [Say.STATUS, {"state": "running"}]]
+
+
+def test_an_absurd_length_is_refused() -> None:
+    channel = Channel(lambda message: None, lambda: None)
+    with pytest.raises(LinkError, match="frame of"):
+        channel.data_received((MAX_FRAME + 1).to_bytes(4, "big"))
+
+
+REPLICA = """
+import socket, sys, time
+from mysqlraft.ipc import Link
+link = Link(socket.socket(fileno=int(sys.argv[1])))
+link.start()
+print("up", flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+def test_the_end_of_consensus_ends_the_replica() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        replica = subprocess.Popen(
+            [sys.executable, "-c", REPLICA, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdout=subprocess.PIPE
+        )
+    with replica:
+        assert replica.stdout is not None
+        assert replica.stdout.readline() == b"up\n"
+        ours.close()
+        assert replica.wait(5) == 0
