@@ -167,6 +167,24 @@ class Payload:
         return packed
 
 
+def kind_of(data: bytes) -> PayloadKind:
+    """The kind of a payload, without decoding the rest.
+
+    Raises:
+        PayloadError: the bytes are no payload, or one of another version.
+    """
+    if data[:2] != _BEGINNING:
+        return decode(data).kind
+    try:
+        return PayloadKind(data[2])
+    except (IndexError, ValueError) as error:
+        raise PayloadError(f"not a payload: {error}") from None
+
+
+_BEGINNING = msgpack.packb((VERSION, *[None] * 6))[:2]
+"""An array of seven, and the version."""
+
+
 def decode(data: bytes) -> Payload:
     """The inverse of `Payload.encode`.
 

@@ -134,6 +134,7 @@ class ReplicationState:
         self._fetch = fetch
         self._checkpoint_every = checkpoint_every
         self._checkpoints: deque[_Checkpoint] = deque([_Checkpoint(0, {}, {})])
+        self._large: dict[int, list[int]] = {}
 
     @property
     def floor(self) -> int:
@@ -152,6 +153,10 @@ class ReplicationState:
         open_parts = [parts[0] for parts in first.parts.values() if parts]
         open_parts += [origin.parts[0] for origin in self.origins.values() if origin.parts]
         return min([first.index + 1, *open_parts])
+
+    def indices_of(self, index: int) -> list[int]:
+        """The log indices that hold what the entry at `index`, a last writer, wrote: several for a unit in parts."""
+        return self._large.get(index, [index])
 
     def step(self, entry: LogEntry) -> Step:
         """Takes the next committed entry.
@@ -200,6 +205,7 @@ class ReplicationState:
                 return step
             step.kind, step.parts = StepKind.LARGE, origin.parts
             origin.parts = []
+            self._large[index] = step.parts
             self._certify_large(step, entry.origin)
         elif payload.kind is PayloadKind.DDL:
             assert payload.ddl is not None
@@ -262,6 +268,8 @@ class ReplicationState:
         floor = self.floor
         if floor > self.certifier.floor:
             self.certifier.forget(floor)
+            for index in [index for index in self._large if index <= floor]:
+                del self._large[index]
             checkpoints = self._checkpoints
             while len(checkpoints) > 1 and checkpoints[1].index <= floor:
                 checkpoints.popleft()
@@ -347,11 +355,6 @@ class _Checkpoint:
     def of(cls, state: ReplicationState) -> _Checkpoint:
         parts = {number: list(origin.parts) for number, origin in state.origins.items() if origin.parts}
         return cls(state.index, state.sessions.to_dict(), parts)
-
-
-def applied_index(data: bytes) -> int:
-    """The log index of a dumped state."""
-    return int(_unpack(data)[1]) if data else 0
 
 
 def _unpack(data: bytes) -> Any:

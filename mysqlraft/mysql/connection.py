@@ -1,0 +1,114 @@
+"""A session at the site's server that runs many statements in one round trip.
+
+PyMySQL opens the connection; statements then go out several to a packet. Answers are counted, not asked for: the flag
+"more results follow" is missing from the answer to a BINLOG statement (both servers), so it cannot be relied on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import pymysql
+from pymysql.connections import Connection
+from pymysql.constants import COMMAND
+
+Connect = Callable[[], "Connection[Any]"]
+"""Opens a connection of the daemon's account, in autocommit mode."""
+
+_COM_SET_OPTION = 0x1B
+_MULTI_STATEMENTS_ON = b"\0\0"
+_LOST = frozenset((0, 1053, 1077, 1927, 4031))
+"""Errors after which the connection is of no use: shutting down, killed, timed out; 0: not from the server."""
+
+
+class StatementError(Exception):
+    """The server refused the statement at `position` of a packet; it ran those before it and none after it."""
+
+    def __init__(self, position: int, code: int, message: str) -> None:
+        super().__init__(f"error {code}: {message}")
+        self.position, self.code, self.message = position, code, message
+
+
+class SessionLost(Exception):
+    """The connection is gone. What it had not committed is rolled back; whether a COMMIT on the way ran is unknown."""
+
+
+class Session:
+    """One connection. Not for several threads at once."""
+
+    def __init__(self, connect: Connect) -> None:
+        """Raises SessionLost if there is no server to be reached, StatementError if it refuses the account."""
+        try:
+            self._connection = cast(Any, connect())
+            # _execute_command and _read_packet are PyMySQL's own plumbing; they have been stable since 0.5.
+            self._connection._execute_command(_COM_SET_OPTION, _MULTI_STATEMENTS_ON)
+            self._connection._read_packet()
+            self.version = str(self.query("SELECT VERSION()")[0][0])
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise _translated(error, 0) from None
+        self.mariadb = "mariadb" in self.version.lower()
+        self.id = int(self._connection.thread_id())
+
+    def query(self, sql: str) -> Sequence[Sequence[Any]]:
+        """The rows of one statement."""
+        return self.queries([sql])[0]
+
+    def queries(self, statements: Sequence[str]) -> list[Sequence[Sequence[Any]]]:
+        """The rows of each statement, none of which is a BINLOG, in one round trip."""
+        found: list[Sequence[Sequence[Any]]] = []
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute(";".join(statements))
+                found.append(cursor.fetchall())
+                while cursor.nextset():
+                    found.append(cursor.fetchall())
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise _translated(error, len(found)) from None
+        return found
+
+    def run(self, statements: Sequence[bytes]) -> None:
+        """Runs statements that return no rows, in one round trip.
+
+        Raises:
+            StatementError: the server refused one; those after it did not run.
+            SessionLost: the connection broke.
+        """
+        self.send(statements)
+        self.receive(len(statements))
+
+    def send(self, statements: Sequence[bytes]) -> None:
+        """Sends statements that return no rows, and does not wait: `receive` the answers before anything else."""
+        try:
+            self._connection._execute_command(COMMAND.COM_QUERY, b";".join(statements))
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise _translated(error, 0) from None
+
+    def receive(self, count: int) -> None:
+        """Waits for the answers to `count` statements. Raises as `run` does."""
+        answered = 0
+        try:
+            while answered < count:
+                self._connection._read_packet()
+                answered += 1
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise _translated(error, answered) from None
+
+    def close(self) -> None:
+        with suppress(pymysql.err.MySQLError, OSError):
+            self._connection._force_close()
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a server's version: (9, 7, 0)."""
+    return tuple(int(n) for n in re.findall(r"\d+", version.removeprefix("5.5.5-"))[:3])
+
+
+def _translated(error: Exception, position: int) -> StatementError | SessionLost:
+    code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    message = str(error.args[1]) if len(error.args) > 1 else str(error)
+    if isinstance(error, OSError | pymysql.err.InterfaceError) or code in _LOST or 2000 <= code < 3000:
+        return SessionLost(message)
+    return StatementError(position, code, message)

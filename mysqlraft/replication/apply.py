@@ -1,0 +1,477 @@
+"""Apply: the committed log into the site's server, in order, exactly once.
+
+One thread (`Applier.run`). While the server executes a batch the next one is decoded, certified, merged and encoded;
+its statements leave as soon as the answer to the one before is in. A lone entry is a batch of its own and takes one
+round trip; what has arrived while a batch was on its way goes together into the next.
+
+Exactly once: the progress row moves with the rows in one transaction. When a COMMIT is lost on the way, the next
+session, which is fenced (`apply_session`), reads the progress row: the batch is either there or is written again.
+
+What can fail, and what happens:
+
+- rows already there or missing: the careful lane, inside the same transaction (`batch_writer`);
+- a lock that the application holds, a deadlock, a full disk, a read-only server, a lost connection: `RETRYING`, with
+  growing pauses, for as long as it takes; the reason is in the status;
+- what no repetition can mend (a table that does not fit, a statement that fails, an entry that cannot be read):
+  everything before that entry is applied, then `STOPPED` with an error that names it. A new start tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Any, Protocol
+
+import pymysql
+
+from mysqlraft.binlog.dump import DumpConnection
+from mysqlraft.binlog.errors import BinlogError, ConnectionLost
+from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.ipc import LinkError
+from mysqlraft.mysql.connection import Session, SessionLost, StatementError
+from mysqlraft.mysql.schema import SchemaError, ensure_schema
+from mysqlraft.replication import ddl
+from mysqlraft.replication.apply_session import open_session, read_progress, retryable, row_error, setup
+from mysqlraft.replication.batch import Batch, BatchBuilder, Lanes, LargeWork
+from mysqlraft.replication.batch_writer import BatchWriter
+from mysqlraft.replication.careful_lane import CarefulLane
+from mysqlraft.replication.certify import Verdict
+from mysqlraft.replication.conflicts import ConflictWriter
+from mysqlraft.replication.entry import Payload, PayloadError, PayloadKind, kind_of
+from mysqlraft.replication.policy import Policy, last_write_wins
+from mysqlraft.replication.state import LogEntry, ReplicationState, StateError, Step, StepKind
+from mysqlraft.replication.tables import LocalTables, TableMismatch
+
+log = logging.getLogger(__name__)
+
+BATCH_ROWS = 2000
+BATCH_BYTES = 4 << 20
+BATCH_ENTRIES = 1000
+ROW_ERRORS = 10
+"""How often in a row a batch may fail on rows that the careful lane has just looked at: the application races it."""
+_PAUSES = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
+_IDLE_WAIT = 0.5
+
+
+class CommittedLog(Protocol):
+    """Where committed entries come from; `mysqlraft.ipc.Link` is one."""
+
+    def want(self, first: int) -> None:
+        """Asks for all committed entries from this index on; `take` then returns them in order."""
+
+    def take(self, timeout: float | None = None) -> Sequence[LogEntry]:
+        """The next entries, or none after ``timeout`` seconds."""
+
+    def fetch(self, first: int, last: int) -> Iterable[LogEntry]:
+        """Committed entries, once more."""
+
+
+class ApplyState(StrEnum):
+    STARTING = "starting"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class ApplyStatus:
+    """Read by other threads at any time: each field is set at once. ``index`` is the log index in the tables.
+
+    The counters count since the start: units and rows written here, units that went by the careful lane, changes that
+    the fast lane failed on, conflicts, transactions, and attempts that were repeated.
+    """
+
+    state: ApplyState = ApplyState.STARTING
+    reason: str = ""
+    index: int = 0
+    units: int = 0
+    rows: int = 0
+    careful: int = 0
+    fallbacks: int = 0
+    conflicts: int = 0
+    transactions: int = 0
+    retries: int = 0
+
+
+class ApplyError(Exception):
+    """Replication at this site cannot go on beyond the entry before this one; the text says why."""
+
+
+class _Stopping(Exception):
+    """`Applier.stop` was called while there was something to wait for."""
+
+
+_FINAL = (ApplyError, PayloadError, StateError, TableMismatch, BinlogError, LinkError)
+
+OnReady = Callable[[ReplicationState], None]
+OnStep = Callable[[LogEntry, Step, ReplicationState], None]
+
+
+class Applier:
+    """Applies the log at one site. Make it, call `run` in a thread, `stop` from another.
+
+    Invariants: at most one batch is on its way; ``status.index`` is what the progress row holds once it is not.
+    """
+
+    def __init__(
+        self,
+        *,
+        site: int,
+        origins: Iterable[int],
+        connect: Mapping[str, Any],
+        log: CommittedLog,
+        dump_server_id: int,
+        policy: Policy = last_write_wins,
+        batch_rows: int = BATCH_ROWS,
+        batch_bytes: int = BATCH_BYTES,
+        on_ready: OnReady | None = None,
+        on_step: OnStep | None = None,
+    ) -> None:
+        """``connect``: keyword arguments of ``pymysql.connect``. ``dump_server_id``: a server id that no replica of
+        the server has, for a look into the binlog after a crash.
+
+        ``on_ready(state)`` is called once, when the state has been read and rebuilt; then ``on_step(entry, step,
+        state)`` once for every entry in index order, before it is applied. Both in `run`'s thread.
+        """
+        self.status = ApplyStatus()
+        self._site, self._origins = site, tuple(origins)
+        self._connect = partial(
+            pymysql.connect,
+            **{**connect, "autocommit": True, "charset": "utf8mb4", "cursorclass": pymysql.cursors.Cursor},
+        )
+        self._open_dump = partial(DumpConnection, connect, dump_server_id)
+        self._log = log
+        self._policy = policy
+        self._batch_rows, self._batch_bytes = batch_rows, batch_bytes
+        self._on_ready, self._on_step = on_ready, on_step
+        self._stop = threading.Event()
+        self._changed = threading.Event()
+        self._source = ServerKeySource(self._connect)
+        self._tables = LocalTables(self._source)
+        self._conflicts: ConflictWriter | None = None
+        self._session: Session | None = None
+        self._writer: BatchWriter | None = None
+        self._failures = 0
+        self._on_the_way: Batch | None = None
+        self._again: Iterator[LogEntry] = iter(())
+        self._waiting: deque[LogEntry] = deque()
+        self._last_stepped = 0
+        self._one_by_one_until = 0
+
+    def stop(self) -> None:
+        """Makes `run` return soon; what is on its way to the server is waited for."""
+        self._stop.set()
+
+    def forget_tables(self) -> None:
+        """The definition of a table may have changed; any thread may say so."""
+        self._changed.set()
+
+    def run(self) -> None:
+        """Applies until `stop`, or until nothing more can be done: `status` then says why."""
+        try:
+            state = self._start()
+            while True:
+                try:
+                    self._apply(state)
+                    return
+                except _FINAL as error:
+                    if self._one_by_one_until:
+                        raise
+                    # Apply what comes before it, and find out which entry it is.
+                    log.warning(
+                        "apply failed after log index %d, going on entry by entry: %s", self.status.index, error
+                    )
+                    self._one_by_one_until = self._last_stepped + 1
+                except (pymysql.err.MySQLError, OSError, SessionLost, StatementError) as error:
+                    # While an entry was looked at: the table's definition, a collation.
+                    self._retry(str(error))
+                state = self._load()
+        except _Stopping:
+            pass
+        except (*_FINAL, SchemaError) as error:
+            self.status.reason = str(error)
+            self.status.state = ApplyState.STOPPED
+            log.error("apply stopped after log index %d: %s", self.status.index, error)
+        except Exception as error:
+            self.status.reason = f"internal error: {error!r}"
+            self.status.state = ApplyState.STOPPED
+            log.exception("apply stopped after log index %d", self.status.index)
+        finally:
+            self._lose_session()
+            self._source.close()
+
+    # Starting, and starting over.
+
+    def _start(self) -> ReplicationState:
+        self._with_session(lambda session: ensure_schema(session.query))
+        state = self._load()
+        self._last_stepped = state.index
+        if self._on_ready is not None:
+            self._on_ready(state)
+        self._log.want(state.index + 1)
+        return state
+
+    def _load(self) -> ReplicationState:
+        """The state that the progress row holds; what was stepped beyond it comes again."""
+        self._on_the_way = None
+        self._lose_session()
+        applied, data = self._with_session(read_progress)
+        state = ReplicationState.load(data, self._site, self._origins, self._log.fetch)
+        if state.index != applied:
+            raise StateError(f"mysqlraft.progress: applied is {applied}, its state that of {state.index}")
+        if applied < self._last_stepped:
+            self._again = iter(self._log.fetch(applied + 1, self._last_stepped))
+        self.status.index = applied
+        return state
+
+    # Going on.
+
+    def _apply(self, state: ReplicationState) -> None:
+        self._conflicts = ConflictWriter(self._source, partial(_read_entry, state))
+        mariadb = self._with_session(lambda session: session.mariadb)
+        lanes = Lanes(mariadb, self._tables, self._conflicts, self._policy)
+        builder = BatchBuilder(state, lanes)
+        self._running()
+        while not self._stop.is_set():
+            entry = self._next(wait=not builder.entries and self._on_the_way is None)
+            if entry is None:
+                if builder.entries:
+                    self._dispatch(builder.take())
+                else:
+                    self._complete()
+                continue
+            kind = kind_of(entry.payload) if entry.origin else PayloadKind.MARK
+            if kind in (PayloadKind.PART, PayloadKind.DDL):
+                # These may need a transaction of their own, which begins where the one before ends.
+                if builder.entries:
+                    self._dispatch(builder.take())
+                self._complete()
+            if self._changed.is_set():
+                self._changed.clear()
+                self._forget_tables()
+            step = self._step(builder, entry)
+            if step.kind is StepKind.LARGE:
+                builder.take()
+                self._dispatch(LargeWork(state, step, lanes).batch())
+            elif step.kind is StepKind.DDL:
+                self._statement(step)
+                self._dispatch(builder.take())
+            elif (
+                builder.rows >= self._batch_rows
+                or builder.bytes >= self._batch_bytes
+                or builder.entries >= BATCH_ENTRIES
+                or self._one_by_one_until
+            ):
+                self._dispatch(builder.take())
+        if builder.entries:
+            self._dispatch(builder.take())
+        self._complete()
+
+    def _next(self, *, wait: bool) -> LogEntry | None:
+        """The next entry; None if there is none yet."""
+        entry = next(self._again, None)
+        if entry is not None:
+            return entry
+        if not self._waiting:
+            # Without a timeout of zero the queue would be asked whether it may wait.
+            self._waiting.extend(self._log.take(_IDLE_WAIT if wait else 0))
+        return self._waiting.popleft() if self._waiting else None
+
+    def _step(self, builder: BatchBuilder, entry: LogEntry) -> Step:
+        try:
+            step = builder.add(entry)
+        except (PayloadError, TableMismatch, BinlogError) as error:
+            raise ApplyError(f"log index {entry.index}, from site {entry.origin}: {error}") from error
+        finally:
+            new = entry.index > self._last_stepped
+            self._last_stepped = max(self._last_stepped, entry.index)
+        if new and self._on_step is not None:
+            self._on_step(entry, step, builder.state)
+        return step
+
+    # Batches.
+
+    def _dispatch(self, batch: Batch) -> None:
+        """Sends the batch once the one before is in."""
+        self._complete()
+        self._on_the_way = batch
+        if self._writer is None:
+            return
+        try:
+            self._writer.begin(batch)
+        except (SessionLost, StatementError) as error:
+            self._failed(error, batch)
+            self._on_the_way = None
+            self._commit(batch)
+
+    def _complete(self) -> None:
+        """Waits for the batch on its way, if there is one, until it is committed."""
+        batch, self._on_the_way = self._on_the_way, None
+        if batch is None:
+            return
+        if self._writer is not None:
+            try:
+                self._writer.finish()
+                self._committed(batch)
+                return
+            except (SessionLost, StatementError) as error:
+                self._failed(error, batch)
+        self._commit(batch)
+
+    def _commit(self, batch: Batch) -> None:
+        """Commits the batch, however often it takes; something has gone wrong before."""
+        while True:
+            try:
+                session = self._connected()
+                applied = read_progress(session)[0]
+                if applied == batch.index:
+                    break
+                if applied != batch.first - 1:
+                    raise StateError(
+                        f"mysqlraft.progress holds {applied}, neither {batch.first - 1} nor {batch.index}: "
+                        "the server's data was replaced, or another daemon writes to it"
+                    )
+                assert self._writer is not None
+                self._writer.begin(batch)
+                self._writer.finish()
+                break
+            except (SessionLost, StatementError) as error:
+                self._failed(error, batch)
+        self._committed(batch)
+
+    def _committed(self, batch: Batch) -> None:
+        status = self.status
+        status.index = batch.index
+        status.units += batch.units
+        status.rows += batch.rows
+        status.careful += batch.careful
+        status.conflicts += len(batch.conflicts)
+        status.transactions += 1
+        if self._writer is not None:
+            status.fallbacks += self._writer.fallbacks
+            self._writer.fallbacks = 0
+        if batch.index >= self._one_by_one_until:
+            self._one_by_one_until = 0
+        self._running()
+
+    # Statements.
+
+    def _statement(self, step: Step) -> None:
+        """Runs the statement of a DDL step, exactly once, unless this site has run it already."""
+        assert step.payload is not None
+        assert step.payload.ddl is not None
+        assert step.certification is not None
+        statement, certification = step.payload.ddl, step.certification
+        where = f"log index {step.index}, from site {certification.origin}: {statement.statement}"
+        if certification.verdict is Verdict.CONFLICT:
+            raise ApplyError(
+                f"{where}: another site changed schema {', '.join(statement.schemas)} at the same time. The sites' "
+                "definitions may differ now; compare them before you go on"
+            )
+        self._forget_tables()
+        if certification.own and not (certification.verdict is Verdict.REASSERT and ddl.changes_rows(statement)):
+            return
+        intent: ddl.Intent | None = None
+        while True:
+            try:
+                session = self._connected()
+                if intent is None:
+                    intent = ddl.read_intent(session)
+                    if intent is not None and intent.log_index != step.index:
+                        intent = None
+                if intent is not None and ddl.has_run(session, intent, self._open_dump):
+                    return
+                intent = intent or ddl.Intent(step.index, *ddl.binlog_end(session))
+                ddl.store_intent(session, intent)
+                try:
+                    ddl.run(session, statement)
+                finally:
+                    setup(session)
+                return
+            except (SessionLost, ConnectionLost, pymysql.err.MySQLError, OSError) as error:
+                self._retry(str(error))
+                self._lose_session()
+            except StatementError as error:
+                if not retryable(error):
+                    raise ApplyError(f"{where}: {error}") from error
+                self._retry(str(error))
+
+    # Failures.
+
+    def _connected(self) -> Session:
+        """The session, made anew if the last one was lost."""
+        if self._session is None:
+            session = open_session(self._connect)
+            self._writer = BatchWriter(session, CarefulLane(session, self._tables))
+            self._session = session
+        return self._session
+
+    def _with_session(self, use: Callable[[Session], Any]) -> Any:
+        """What `use` returns, repeated until the server can be used."""
+        while True:
+            try:
+                return use(self._connected())
+            except (SessionLost, StatementError) as error:
+                self._retry(str(error))
+                self._lose_session()
+
+    def _failed(self, error: SessionLost | StatementError, batch: Batch) -> None:
+        """After an attempt at the batch: returns when the next one is due. Raises ApplyError if none is."""
+        if isinstance(error, SessionLost):
+            self._lose_session()
+        else:
+            self._rollback()
+            rows = row_error(error)
+            if (rows and self._failures >= ROW_ERRORS) or not (rows or retryable(error)):
+                raise ApplyError(f"log index {batch.first} to {batch.index}: {error}") from error
+        self._retry(str(error))
+
+    def _rollback(self) -> None:
+        try:
+            if self._session is not None:
+                self._session.run([b"ROLLBACK"])
+        except (SessionLost, StatementError):
+            self._lose_session()
+
+    def _retry(self, reason: str) -> None:
+        """Waits before the next attempt, longer each time. Raises _Stopping."""
+        pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
+        self._failures += 1
+        self.status.retries += 1
+        if self._failures > 1:
+            # A single deadlock or lock wait is everyday life.
+            self.status.reason = reason
+            self.status.state = ApplyState.RETRYING
+            log.warning("apply waits %.2f s after log index %d: %s", pause, self.status.index, reason)
+        if self._stop.wait(pause):
+            raise _Stopping
+
+    def _running(self) -> None:
+        self._failures = 0
+        if self.status.state is not ApplyState.RUNNING:
+            self.status.state = ApplyState.RUNNING
+            self.status.reason = ""
+
+    def _lose_session(self) -> None:
+        if self._session is not None:
+            with suppress(SessionLost, StatementError):
+                self._session.close()
+        self._session = self._writer = None
+
+    def _forget_tables(self) -> None:
+        self._tables.forget()
+        if self._conflicts is not None:
+            self._conflicts.forget()
+        if self._writer is not None:
+            self._writer.forget()
+
+
+def _read_entry(state: ReplicationState, index: int) -> Iterator[Payload]:
+    """The payloads that the writer at `index` consists of."""
+    return state.parts(state.indices_of(index))

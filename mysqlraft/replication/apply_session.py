@@ -1,0 +1,129 @@
+"""The session that apply writes through: fenced, and set up so that it does the same on every server."""
+
+from __future__ import annotations
+
+import time
+
+from mysqlraft.binlog.events import APPLY_THREAD_ID
+from mysqlraft.mysql.connection import Connect, Session, SessionLost, StatementError
+from mysqlraft.replication.row_events import format_description
+
+LOCK_WAIT = 2
+"""Seconds to wait for a row lock of the application's. While it waits, apply holds locks that others may wait for."""
+METADATA_LOCK_WAIT = 10
+_FENCE = "'mysqlraft.apply'"
+_FENCE_TIMEOUT = 60.0
+
+_RETRYABLE = frozenset(
+    (
+        1205,  # lock wait timeout
+        1213,  # deadlock
+        1020,  # row changed since it was read (MariaDB)
+        1317,  # interrupted by KILL QUERY
+        1969,  # max_statement_time (MariaDB)
+        3024,  # max_execution_time (MySQL)
+        1021,  # disk full
+        1026,  # error writing a file
+        1030,  # error from the storage engine
+        1037,  # out of memory
+        1041,  # out of memory
+        1040,  # too many connections
+        1114,  # table or tablespace full
+        1180,  # error during COMMIT
+        1206,  # lock table full
+        1223,  # FLUSH TABLES WITH READ LOCK
+        1290,  # read_only and the like
+        1836,  # read-only mode
+        3032,  # offline mode
+    )
+)
+_NOT_OF_ROWS = frozenset((1044, 1045, 1142, 1143, 1227, 1153, 1197, 1534, 1598, 1730, 1782))
+"""Privileges, packet and cache sizes, binlog failures: no other lane would fare better."""
+
+
+def retryable(error: StatementError) -> bool:
+    """Whether the same transaction may succeed later, without anybody changing the log or the table."""
+    return error.code in _RETRYABLE
+
+
+def row_error(error: StatementError) -> bool:
+    """Whether it is about rows that are in the table already, or missing from it."""
+    return not retryable(error) and error.code not in _NOT_OF_ROWS
+
+
+def setup(session: Session) -> None:
+    """Everything that the outcome of a statement could depend on, set. Also undoes what a DDL statement set."""
+    variables = [
+        "sql_mode = ''",
+        "time_zone = '+00:00'",
+        f"pseudo_thread_id = {APPLY_THREAD_ID}",
+        "autocommit = 1",
+        "foreign_key_checks = 0",
+        "unique_checks = 1",
+        "sql_auto_is_null = 0",
+        "timestamp = DEFAULT",
+        "auto_increment_increment = 1",
+        "auto_increment_offset = 1",
+        f"innodb_lock_wait_timeout = {LOCK_WAIT}",
+        f"lock_wait_timeout = {METADATA_LOCK_WAIT}",
+        # An idle site must not lose its session.
+        "wait_timeout = 31536000",
+        "net_read_timeout = 600",
+        "net_write_timeout = 600",
+    ]
+    if session.mariadb:
+        # The text of every BINLOG statement would go into the binlog, too.
+        variables += ["binlog_annotate_row_events = OFF", "max_statement_time = 0"]
+    else:
+        variables += ["binlog_rows_query_log_events = OFF"]
+    statements = [
+        b"SET NAMES utf8mb4",
+        f"SET SESSION {', '.join(variables)}".encode(),
+        # Without gap locks apply waits for, and holds up, as few of the application's transactions as possible.
+        b"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        format_description(session.version, session.mariadb),
+    ]
+    if not session.mariadb:
+        statements.append(b"SET GTID_NEXT = 'AUTOMATIC'")
+    session.run(statements)
+
+
+def open_session(connect: Connect) -> Session:
+    """A session that nobody else of this site's daemon has, once its predecessor's is gone.
+
+    The connection of a daemon that was killed may still have a COMMIT before it. The fence is a lock that a connection
+    holds to its end: who has it reads the progress row as it will stay.
+
+    Raises:
+        SessionLost, StatementError: the server cannot be reached, or refuses.
+    """
+    session = Session(connect)
+    try:
+        _fence(session)
+        setup(session)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _fence(session: Session) -> None:
+    deadline = time.monotonic() + _FENCE_TIMEOUT
+    while session.query(f"SELECT GET_LOCK({_FENCE}, 0)")[0][0] != 1:
+        owner = session.query(f"SELECT IS_USED_LOCK({_FENCE})")[0][0]
+        if owner is not None:
+            try:
+                session.query(f"KILL {int(owner)}")
+            except StatementError as error:
+                if error.code != 1094:  # it is gone already
+                    raise
+        if session.query(f"SELECT GET_LOCK({_FENCE}, 1)")[0][0] == 1:
+            return
+        if time.monotonic() > deadline:
+            raise SessionLost(f"connection {owner} of another daemon does not end, though it was killed")
+
+
+def read_progress(session: Session) -> tuple[int, bytes]:
+    """(applied, state) of the progress row."""
+    rows = session.query("SELECT applied, state FROM mysqlraft.progress WHERE id = 1")
+    return int(rows[0][0]), bytes(rows[0][1])

@@ -1,0 +1,196 @@
+"""Committed entries into batches: what one server transaction of apply holds, ready to be sent.
+
+A batch is a run of entries. Their rows become BINLOG statements of the fast lane, merged across units; a unit that has
+to go by the careful lane stands between them in its place, so the order of the log is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from mysqlraft.replication.certify import Verdict
+from mysqlraft.replication.conflicts import Conflict, ConflictWriter
+from mysqlraft.replication.entry import Change, Flavour, Payload, Unit
+from mysqlraft.replication.policy import Certification, Decision, Policy
+from mysqlraft.replication.row_events import Item, Statement, StatementBuilder
+from mysqlraft.replication.state import LogEntry, ReplicationState, Step, StepKind
+from mysqlraft.replication.tables import LocalTables, TableMismatch
+
+Work = Statement | Item
+"""A statement of the fast lane, or a change for the careful lane."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Entries `first` to `index`; ``state`` is the state dumped at `index`. ``work`` may be iterated over again.
+
+    ``units`` counts those that are written, ``careful`` those of them that go by the careful lane.
+    """
+
+    first: int
+    index: int
+    state: bytes
+    work: Iterable[Work] = ()
+    conflicts: list[Conflict] = field(default_factory=list)
+    units: int = 0
+    careful: int = 0
+    rows: int = 0
+
+
+class Lanes:
+    """Puts changes into statements of the fast lane or hands them over for the careful one, in order."""
+
+    def __init__(self, mariadb: bool, tables: LocalTables, conflicts: ConflictWriter, policy: Policy) -> None:
+        self._flavour = Flavour.MARIADB if mariadb else Flavour.MYSQL
+        self._tables = tables
+        self._conflicts = conflicts
+        self._policy = policy
+        self._builder = StatementBuilder(mariadb)
+
+    def decide(self, unit: Unit, certification: Certification) -> Decision:
+        """What this site writes for the unit."""
+        return self._policy(unit, certification)
+
+    def work(self, payload: Payload, changes: Iterable[Change], committed_at: int, careful: bool) -> Iterator[Work]:
+        """The changes as work; the fast lane may hold the last of it back until `flush`.
+
+        Raises:
+            TableMismatch: a table of this site cannot take the rows.
+        """
+        if payload.flavour is not self._flavour:
+            raise TableMismatch(
+                f"rows of a {payload.flavour.name} server cannot be written to a {self._flavour.name} server: "
+                "all sites of a cluster must be of one kind"
+            )
+        if careful:
+            yield from self.flush()
+        for change in changes:
+            table = payload.tables[change.table]
+            self._tables.check(table)
+            item = Item(table, change, committed_at)
+            if careful:
+                yield item
+            elif (statement := self._builder.add(item)) is not None:
+                yield statement
+
+    def flush(self) -> Iterator[Statement]:
+        statement = self._builder.finish()
+        if statement is not None:
+            yield statement
+
+    def reset(self) -> None:
+        """Forgets what it holds back."""
+        self._builder.finish()
+
+    def conflicts(
+        self, number: int, parts: Iterable[tuple[Payload, Unit]], certification: Certification, resolution: str
+    ) -> Iterator[Conflict]:
+        """What the history says of unit `number` of its entry, given as its parts; nothing unless it is in conflict."""
+        if certification.verdict is not Verdict.CONFLICT:
+            return
+        yield from self._conflicts.describe(certification, number, _located(parts), resolution)
+
+
+def _located(parts: Iterable[tuple[Payload, Unit]]) -> Iterator[tuple[bytes, Change, int]]:
+    for payload, unit in parts:
+        for change in unit.changes:
+            yield payload.tables[change.table], change, unit.committed_at
+
+
+def is_careful(certification: Certification) -> bool:
+    """A conflict, and what this site writes again: its rows are in the table already."""
+    verdict = certification.verdict
+    return verdict is Verdict.CONFLICT or (certification.own and verdict is Verdict.REASSERT)
+
+
+class LargeWork:
+    """The work that a unit in parts is, read from the log while it is iterated over."""
+
+    def __init__(self, state: ReplicationState, step: Step, lanes: Lanes) -> None:
+        self._state, self._step, self._lanes = state, step, lanes
+        self._certification = step.units[0][1]
+
+    def __iter__(self) -> Iterator[Work]:
+        lanes, certification = self._lanes, self._certification
+        lanes.reset()
+        for payload, unit in self._parts():
+            changes = lanes.decide(unit, certification).changes
+            yield from lanes.work(payload, changes, unit.committed_at, is_careful(certification))
+        yield from lanes.flush()
+
+    def batch(self) -> Batch:
+        """The unit as a batch of its own."""
+        index, certification = self._step.index, self._certification
+        batch = Batch(index, index, self._state.dump())
+        decision = self._lanes.decide(self._step.units[0][0], certification)
+        batch.conflicts += self._lanes.conflicts(0, self._parts(), certification, decision.resolution)
+        if not certification.own or certification.verdict is not Verdict.CLEAN:
+            batch.work = self
+            batch.units, batch.careful = 1, int(is_careful(certification))
+        return batch
+
+    def _parts(self) -> Iterator[tuple[Payload, Unit]]:
+        for payload in self._state.parts(self._step.parts):
+            for unit in payload.units:
+                yield payload, unit
+
+
+class BatchBuilder:
+    """Steps the state through entries and collects what they mean into a batch."""
+
+    def __init__(self, state: ReplicationState, lanes: Lanes) -> None:
+        self.state = state
+        self._lanes = lanes
+        lanes.reset()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._first = self.state.index + 1
+        self._work: list[Work] = []
+        self._batch = Batch(self._first, 0, b"", self._work)
+        self.bytes = 0
+
+    @property
+    def entries(self) -> int:
+        """How many were added since the last batch."""
+        return self.state.index + 1 - self._first
+
+    @property
+    def rows(self) -> int:
+        return self._batch.rows
+
+    def add(self, entry: LogEntry) -> Step:
+        """Takes the next entry. The rows of a LARGE step and the statement of a DDL step are the caller's.
+
+        Raises:
+            PayloadError, StateError, TableMismatch: replication cannot go on beyond the entry before this one.
+        """
+        step = self.state.step(entry)
+        if step.kind is StepKind.UNITS:
+            assert step.payload is not None
+            self.bytes += len(entry.payload)
+            for number, (unit, certification) in enumerate(step.units):
+                self._unit(step.payload, number, unit, certification)
+        return step
+
+    def _unit(self, payload: Payload, number: int, unit: Unit, certification: Certification) -> None:
+        batch, lanes = self._batch, self._lanes
+        decision = lanes.decide(unit, certification)
+        if certification.verdict is Verdict.CONFLICT:
+            batch.conflicts += lanes.conflicts(number, [(payload, unit)], certification, decision.resolution)
+        if not decision.changes:
+            return
+        careful = is_careful(certification)
+        self._work += lanes.work(payload, decision.changes, unit.committed_at, careful)
+        batch.units += 1
+        batch.careful += careful
+        batch.rows += sum([change.count for change in decision.changes])
+
+    def take(self) -> Batch:
+        """The batch so far; the next entry begins another."""
+        batch = self._batch
+        self._work += self._lanes.flush()
+        batch.index, batch.state = self.state.index, self.state.dump()
+        self._begin()
+        return batch

@@ -1,0 +1,222 @@
+"""Do the rows of a unit fit the table of that name at this site?
+
+The server's own check is thin: it compares types, but neither names, signedness, character sets nor an ENUM's labels,
+says "error 1105" of what it refuses, and drops columns that it does not have. So the comparison is made here, once for
+each table map. The local table may have more columns than the rows, at its end: these take their defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pymysql.charset
+
+from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.binlog.keys import KeyDefinition, keys_of
+from mysqlraft.binlog.tablemap import BINARY_COLLATION, Column, ColumnType, TableMap, TableMapError, parse
+from mysqlraft.mysql.schema import ColumnDefinition, TableDefinition, describe
+
+_T = ColumnType
+
+_INTEGERS = {"tinyint": _T.TINY, "smallint": _T.SHORT, "mediumint": _T.INT24, "int": _T.LONG, "bigint": _T.LONGLONG}
+_PLAIN = {"float": _T.FLOAT, "double": _T.DOUBLE, "year": _T.YEAR, "date": _T.DATE}
+_TEMPORAL = {"time": _T.TIME2, "datetime": _T.DATETIME2, "timestamp": _T.TIMESTAMP2}
+_OLD_TEMPORAL = {_T.TIME: _T.TIME2, _T.DATETIME: _T.DATETIME2, _T.TIMESTAMP: _T.TIMESTAMP2, _T.NEWDATE: _T.DATE}
+_BLOBS = {
+    "tinyblob": 1,
+    "tinytext": 1,
+    "blob": 2,
+    "text": 2,
+    "mediumblob": 3,
+    "mediumtext": 3,
+    "longblob": 4,
+    "longtext": 4,
+}
+_LARGE = {"json": _T.JSON, "vector": _T.VECTOR}
+_GEOMETRIES = frozenset(
+    (
+        "geometry",
+        "point",
+        "linestring",
+        "polygon",
+        "multipoint",
+        "multilinestring",
+        "multipolygon",
+        "geometrycollection",
+        "geomcollection",
+    )
+)
+
+
+class TableMismatch(Exception):
+    """Rows that the table of this site cannot take as they are; the text names table, column and both types."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTable:
+    """A table at this site, and the table map that fits it. ``keys``: the primary key first, then the unique ones."""
+
+    map: TableMap
+    definition: TableDefinition
+    keys: tuple[KeyDefinition, ...]
+
+
+class LocalTables:
+    """The tables at this site, looked up once for each table map until `forget`."""
+
+    def __init__(self, source: ServerKeySource) -> None:
+        self.source = source
+        self._found: dict[bytes, LocalTable] = {}
+
+    def forget(self) -> None:
+        """A statement may have changed a table."""
+        self._found.clear()
+
+    def check(self, body: bytes) -> None:
+        """Raises TableMismatch unless rows under this table map can be written here."""
+        if body not in self._found:
+            self.find(body)
+
+    def find(self, body: bytes) -> LocalTable:
+        """The local table for a table map's body. Raises TableMismatch."""
+        found = self._found.get(body)
+        if found is None:
+            try:
+                found = self._find(parse(body))
+            except TableMapError as error:
+                raise TableMismatch(str(error)) from None
+            self._found[body] = found
+        return found
+
+    def _find(self, rows: TableMap) -> LocalTable:
+        definition = describe(self.source.query, rows.schema, rows.table)
+        if definition is None:
+            raise TableMismatch(
+                f"{rows.schema}.{rows.table} does not exist at this site, but another site's rows are to go into it: "
+                "create it here as it is there"
+            )
+        compare(rows, definition)
+        return LocalTable(rows, definition, tuple(keys_of(rows, self.source)))
+
+
+def compare(rows: TableMap, local: TableDefinition) -> None:
+    """Raises TableMismatch at the first difference that matters."""
+    where = f"{rows.schema}.{rows.table}"
+    if len(rows.columns) > len(local.columns):
+        extra = rows.columns[len(local.columns)]
+        raise TableMismatch(
+            f"{where}: the rows have {len(rows.columns)} columns, the table at this site {len(local.columns)}; "
+            f"column {extra.index + 1}, {extra.name or '?'} ({_shown(extra)}), is missing here"
+        )
+    for column, definition in zip(rows.columns, local.columns, strict=False):
+        problem = ""
+        if column.name and column.name.casefold() != definition.name.casefold():
+            problem = "the name differs"
+        else:
+            problem = _difference(column, definition)
+        if problem:
+            raise TableMismatch(
+                f"{where}: column {column.index + 1} is {column.name or '?'} {_shown(column)} in the rows, and "
+                f"{definition.name} {definition.column_type} at this site: {problem}"
+            )
+    if rows.primary_key:
+        primary = [rows.columns[index].name.casefold() for index, _ in rows.primary_key]
+        if primary != [name.casefold() for name in local.primary_key]:
+            raise TableMismatch(
+                f"{where}: the primary key is ({', '.join(primary)}) in the rows, and "
+                f"({', '.join(local.primary_key)}) at this site"
+            )
+
+
+def _difference(column: Column, local: ColumnDefinition) -> str:
+    """What makes a value of `column` another one in the local column; "" if nothing does."""
+    expected = _shape(local)
+    if expected is None:
+        # A type that is stored under another's number, such as MariaDB's INET6: the server compares these itself.
+        return ""
+    kind, details = expected
+    if _OLD_TEMPORAL.get(column.type, column.type) != kind:
+        return "the type differs"
+    if details != _details(column):
+        return "the size differs"
+    if column.type in (_T.ENUM, _T.SET):
+        labels = _labels(column)
+        if labels and labels != local.labels:
+            return "the labels differ"
+    elif kind in (*_INTEGERS.values(), _T.NEWDECIMAL, _T.FLOAT, _T.DOUBLE) and column.unsigned != local.unsigned:
+        return "one is unsigned"
+    if column.collation is not None and column.collation != (local.collation or BINARY_COLLATION):
+        return "the character set or collation differs"
+    return ""
+
+
+def _shape(local: ColumnDefinition) -> tuple[ColumnType, tuple[int, ...]] | None:
+    """The type and `_details` that the local column has in the binlog; None if that cannot be told."""
+    kind = local.data_type
+    if "COMPRESSED" in local.column_type.upper():
+        return None
+    if kind in _INTEGERS:
+        return _INTEGERS[kind], ()
+    if kind in _PLAIN:
+        return _PLAIN[kind], ()
+    if kind in _TEMPORAL:
+        return _TEMPORAL[kind], (local.fraction or 0,)
+    if kind in _BLOBS:
+        return _T.BLOB, (_BLOBS[kind],)
+    if kind in _LARGE:
+        return _LARGE[kind], (4,)
+    if kind in _GEOMETRIES:
+        return _T.GEOMETRY, (4,)
+    if kind == "decimal":
+        return _T.NEWDECIMAL, (local.precision or 0, local.scale or 0)
+    if kind == "bit":
+        return _T.BIT, (local.precision or 0,)
+    if kind in ("char", "binary"):
+        return _T.STRING, (local.octets or 0,)
+    if kind in ("varchar", "varbinary"):
+        return _T.VARCHAR, (local.octets or 0,)
+    if kind == "enum":
+        return _T.ENUM, (1 if len(local.labels) < 256 else 2,)
+    if kind == "set":
+        width = (len(local.labels) + 7) // 8
+        return _T.SET, (width if width < 5 else 8,)
+    return None
+
+
+def _details(column: Column) -> tuple[int, ...]:
+    if column.type in (_T.BLOB, _T.JSON, _T.VECTOR, _T.GEOMETRY):
+        return (column.prefix,)
+    if column.type in (_T.VARCHAR, _T.STRING, _T.ENUM, _T.SET):
+        return (column.size,)
+    if column.type is _T.NEWDECIMAL:
+        return column.precision, column.scale
+    if column.type is _T.BIT:
+        return (column.precision,)
+    if column.type in (_T.TIME2, _T.DATETIME2, _T.TIMESTAMP2, _T.TIME, _T.DATETIME, _T.TIMESTAMP):
+        return (column.scale,)
+    return ()
+
+
+def _labels(column: Column) -> tuple[str, ...]:
+    """The labels as text; () if they are not known, or in a character set that Python does not."""
+    encoding = "ascii"
+    if column.collation is not None:
+        try:
+            encoding = pymysql.charset.charset_by_id(column.collation).encoding
+        except KeyError:
+            encoding = "utf-8"
+    try:
+        return tuple(label.decode(encoding) for label in column.labels)
+    except (UnicodeDecodeError, LookupError):
+        return ()
+
+
+def _shown(column: Column) -> str:
+    details: Sequence[int] = _details(column)
+    text = column.type.name + (f"({', '.join(map(str, details))})" if details else "")
+    if column.unsigned:
+        text += " unsigned"
+    if column.collation is not None:
+        text += f" collation {column.collation}"
+    return text

@@ -1,0 +1,247 @@
+"""Sites in one process: real servers, the project's capture and apply, and a log in memory between them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pymysql
+from pymysql.cursors import Cursor
+
+from mysqlraft.replication.apply import Applier, ApplyState
+from mysqlraft.replication.capture import Capture, CaptureState, position_now
+from mysqlraft.replication.entry import Flavour, Payload, PayloadKind
+from mysqlraft.replication.state import LogEntry, ReplicationState, Step
+from mysqlraft.sandbox.servers import Server
+
+TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEntry:
+    index: int
+    origin: int
+    session: int
+    sequence: int
+    payload: bytes
+
+
+class SharedLog:
+    """A log that commits what is proposed at once."""
+
+    def __init__(self) -> None:
+        self.entries: list[LoggedEntry] = []
+        self.changed = threading.Condition()
+
+    def append(self, origin: int, session: int, sequence: int, payload: bytes) -> int:
+        with self.changed:
+            self.entries.append(LoggedEntry(len(self.entries) + 1, origin, session, sequence, payload))
+            self.changed.notify_all()
+            return len(self.entries)
+
+
+class SiteLink:
+    """One site's end of the log, as `mysqlraft.ipc.Link` is in the daemon. ``held``: proposals wait."""
+
+    def __init__(self, log: SharedLog, site: int) -> None:
+        self.log, self.site = log, site
+        self._next = 1
+        self.held = False
+        self._kept: list[tuple[int, int, bytes]] = []
+        self.limit: int | None = None
+
+    def propose(self, session: int, sequence: int, payload: bytes) -> bool:
+        if self.held:
+            self._kept.append((session, sequence, payload))
+        else:
+            self.log.append(self.site, session, sequence, payload)
+        return True
+
+    def release(self) -> None:
+        """Hands over what was held back."""
+        self.held = False
+        while self._kept:
+            self.log.append(self.site, *self._kept.pop(0))
+
+    def want(self, first: int) -> None:
+        self._next = first
+
+    def take(self, timeout: float | None = None) -> Sequence[LogEntry]:
+        """The next entries, up to `limit` if that is set."""
+        with self.log.changed:
+            if not self._available():
+                self.log.changed.wait(timeout)
+            found = self._available()[:100]
+            self._next += len(found)
+            return found
+
+    def _available(self) -> list[LoggedEntry]:
+        end = len(self.log.entries) if self.limit is None else min(self.limit, len(self.log.entries))
+        return self.log.entries[self._next - 1 : end]
+
+    def fetch(self, first: int, last: int) -> Iterator[LogEntry]:
+        return iter(self.log.entries[first - 1 : last])
+
+
+class SiteUnderTest:
+    """A site: its server, and threads that capture and apply. A context manager; `crash` and `start` in between."""
+
+    def __init__(self, number: int, server: Server, log: SharedLog, sites: int, **options: Any) -> None:
+        self.number, self.server, self.log = number, server, log
+        self.link = SiteLink(log, number)
+        self._sites, self._options = sites, options
+        self._applier: Applier | None = None
+        self._capture: Capture | None = None
+        self._threads: list[threading.Thread] = []
+        self._session = 0
+        self.crashed: list[BaseException] = []
+
+    @property
+    def applier(self) -> Applier:
+        assert self._applier is not None
+        return self._applier
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "unix_socket": str(self.server.socket),
+            "user": self.server.user,
+            "password": self.server.password,
+            "connect_timeout": 5,
+        }
+
+    def start(self) -> None:
+        """Starts capture and apply. What apply has done is known to the server, and everything else to the log."""
+        self._applier = Applier(
+            site=self.number,
+            origins=range(1, self._sites + 1),
+            connect=self.arguments(),
+            log=self.link,
+            dump_server_id=900 + self.number,
+            on_ready=self._ready,
+            on_step=self._stepped,
+            **self._options,
+        )
+        self._run(self._applier.run)
+
+    def _run(self, target: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                target()
+            except BaseException as error:
+                self.crashed.append(error)
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _ready(self, state: ReplicationState) -> None:
+        self._session = max(self._session, state.sessions.last(self.number)[0]) + 1
+        with closing(pymysql.connect(**self.arguments(), autocommit=True)) as connection:
+            here = position_now(connection)
+        flavour = Flavour.MARIADB if self.server.engine == "mariadb" else Flavour.MYSQL
+        opening = Payload(PayloadKind.OPEN, flavour, state.index, here, (here.file, here.offset))
+        self.link.propose(self._session, 1, opening.encode())
+
+    def _stepped(self, entry: LogEntry, step: Step, state: ReplicationState) -> None:
+        if (entry.origin, entry.session, entry.sequence) != (self.number, self._session, 1) or not step.accepted:
+            return
+        origin = state.origins[self.number]
+        assert origin.resume is not None
+        self._capture = Capture(
+            self.arguments(),
+            self.link,  # type: ignore[arg-type]
+            CaptureState(origin.resume, origin.done, origin.base),
+            session=self._session,
+            server_id=800 + self.number,
+            replicated=lambda schema, table: schema not in ("mysql", "sys", "mysqlraft"),
+            mark_seconds=0.2,
+        )
+        self._run(self._capture.run)
+
+    def stop(self) -> None:
+        """Ends both threads."""
+        self.applier.stop()
+        if self._capture is not None:
+            self._capture.stop()
+        for thread in self._threads:
+            thread.join(TIMEOUT)
+            assert not thread.is_alive()
+        self._threads.clear()
+        self._capture = None
+
+    def execute(self, *statements: str, database: str | None = None) -> list[tuple[Any, ...]]:
+        """Runs statements as the application; the rows of the last one."""
+        with closing(self.server.connect(database)) as connection, connection.cursor() as cursor:
+            return run(cursor, *statements)
+
+    def wait_applied(self, index: int | None = None, timeout: float = TIMEOUT) -> None:
+        """Waits until the tables hold the log up to `index` (default: as long as it is now)."""
+        wanted = len(self.log.entries) if index is None else index
+        wait_for(lambda: self.applier.status.index >= wanted, timeout, self)
+
+    def wait_stopped(self) -> str:
+        """Waits until apply has stopped, and returns why."""
+        wait_for(lambda: self.applier.status.state is ApplyState.STOPPED, TIMEOUT, self)
+        return self.applier.status.reason
+
+    def __repr__(self) -> str:
+        status = self._applier.status if self._applier is not None else None
+        return f"site {self.number}: {status}, log {len(self.log.entries)}, {self.crashed}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.stop()
+
+
+def run(cursor: Cursor, *statements: str) -> list[tuple[Any, ...]]:
+    """Executes statements one by one; the rows of the last one."""
+    for statement in statements:
+        cursor.execute(statement)
+    return list(cursor.fetchall())
+
+
+def wait_for(condition: Callable[[], bool], timeout: float, what: object) -> None:
+    """Waits until the condition holds; an AssertionError that shows `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what!r}"
+        time.sleep(0.005)
+
+
+def settle(sites: Sequence[SiteUnderTest], timeout: float = TIMEOUT) -> None:
+    """Waits until everything that was committed anywhere is in the log and applied everywhere.
+
+    Each site writes a row of its own into `mysqlraft_settle.marks` (at the first call the schema is made everywhere).
+    """
+    marks = []
+    for site in sites:
+        here = site.execute("SELECT COALESCE(MAX(n), 0) + 1 FROM settle.marks WHERE site = " + str(site.number))[0][0]
+        site.execute(f"INSERT INTO settle.marks VALUES ({site.number}, {here})")
+        marks.append((site.number, here))
+
+    def settled() -> bool:
+        return all(
+            (number, n) in site.execute("SELECT site, n FROM settle.marks") for site in sites for number, n in marks
+        )
+
+    wait_for(settled, timeout, sites)
+    for site in sites:
+        site.wait_applied(timeout=timeout)
+
+
+SETTLE = (
+    "CREATE DATABASE IF NOT EXISTS settle",
+    "CREATE TABLE IF NOT EXISTS settle.marks (site INT, n INT, PRIMARY KEY (site, n))",
+)
+
+
+def checksum(site: SiteUnderTest, table: str) -> tuple[Any, ...]:
+    """CHECKSUM TABLE and all rows of a table."""
+    return site.execute(f"CHECKSUM TABLE {table}")[0][1], site.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3")
