@@ -39,6 +39,9 @@ MAX_FRAME = 256 << 20
 CREDIT = 8 << 20
 """Bytes of committed entries that may wait in the replica for apply to take them."""
 
+EXIT_STOPPED = 10
+"""The replica's exit status when what went wrong would go wrong again: somebody has to mend it first."""
+
 _LENGTH = struct.Struct(">I")
 
 
@@ -141,7 +144,7 @@ class Link:
         self._outstanding_bytes = 0
         self._session: int | None = None
         self._fetching = threading.Lock()
-        self._fetched: queue.SimpleQueue[tuple[int, list[LogEntry], str | None]] = queue.SimpleQueue()
+        self._fetched: queue.SimpleQueue[tuple[list[LogEntry], str | None]] = queue.SimpleQueue()
         self._requests = 0
         self.window_bytes = 16 << 20
         self.commit_index = 0
@@ -176,18 +179,29 @@ class Link:
     def fetch(self, first: int, last: int) -> Iterator[LogEntry]:
         """Reads committed entries from ``first`` to ``last`` again, a bounded chunk at a time.
 
+        Waits until they are committed, if they are not yet known to be.
+
         Raises:
-            LinkError: the log does not hold them any more.
+            LinkError: the log does not hold them any more, or consensus asks for an end.
         """
         while first <= last:
             with self._fetching:
                 self._requests += 1
                 self._say(Say.FETCH, self._requests, first, last)
-                _, entries, error = self._fetched.get()
+                entries, error = self._answer()
             if error is not None:
                 raise LinkError(error)
             yield from entries
             first = entries[-1].index + 1
+
+    def _answer(self) -> tuple[list[LogEntry], str | None]:
+        """The answer to a FETCH. It may take as long as it takes to find a leader: only an end is not waited for."""
+        while True:
+            try:
+                return self._fetched.get(timeout=0.5)
+            except queue.Empty:
+                if self.stopping.is_set():
+                    raise LinkError("asked to stop") from None
 
     # Proposals.
 
@@ -261,7 +275,7 @@ class Link:
         elif say == Say.HELD:
             self._held(message[1], message[2])
         elif say == Say.FETCHED:
-            self._fetched.put((message[1], [LogEntry(*entry) for entry in message[2]], message[3]))
+            self._fetched.put(([LogEntry(*entry) for entry in message[2]], message[3]))
         elif say == Say.STOP:
             self.stopping.set()
         else:

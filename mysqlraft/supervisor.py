@@ -2,7 +2,7 @@
 
 One `Supervisor` lives as long as the daemon. Each replica process it starts gets a `_Feed`: committed entries in, as
 far as the replica gives credit, and proposals out. A process that ends by itself comes back after a pause that doubles
-up to `MAX_PAUSE`; one that says it is stopped (`EXIT_STOPPED`: somebody has to mend something) does not, until a reload.
+up to `MAX_PAUSE`; one that ends with `EXIT_STOPPED` (somebody has to mend something) does not, until a reload.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from typing import Any
 
 from mysqlraft.admin.status import State
 from mysqlraft.config import Config
-from mysqlraft.ipc import Channel, Say
+from mysqlraft.ipc import EXIT_STOPPED, Channel, Say
 from mysqlraft.raft.entry import Entry, EntryKind
 from mysqlraft.raft.node import Node
 from mysqlraft.raft.store import StoreError
 
 logger = logging.getLogger(__name__)
-
-EXIT_STOPPED = 10
-"""The replica's exit status when trying again would be of no use."""
 
 MIN_PAUSE, MAX_PAUSE = 0.2, 30.0
 LONG_LIFE = 60.0

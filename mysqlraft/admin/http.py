@@ -53,6 +53,11 @@ class HttpServer:
         """Raises OSError if it cannot listen there."""
         self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_REQUEST)
 
+    @property
+    def port(self) -> int | None:
+        """The port that it listens on; None while it does not."""
+        return self._server.sockets[0].getsockname()[1] if self._server is not None else None
+
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()

@@ -26,7 +26,7 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
         "info",
         "gauge",
         "What runs here.",
-        {"site": row["name"], "version": status["version"], "server": row["server"]},
+        {"site": row["name"], "version": status["version"], "server": row["server"] or ""},
         1,
     )
     states = [({"state": state.value}, int(row["state"] == state)) for state in State]

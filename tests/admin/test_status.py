@@ -1,0 +1,151 @@
+"""Status, readiness and metrics as functions of what the daemon knows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mysqlraft import config
+from mysqlraft.admin.metrics import metrics
+from mysqlraft.admin.status import Row, cluster_status, own_row, unready
+from mysqlraft.cli.status import lines
+from mysqlraft.config import Config
+
+TEXT = """\
+cluster:
+  id: test
+  sites:
+    - {{id: 1, name: tokyo, address: "127.0.0.1:7450"}}
+    - {{id: 2, name: oslo, address: "127.0.0.1:7460"}}
+    - {{id: 3, name: lima, address: "127.0.0.1:7470", voter: false}}
+site: {site}
+data_dir: data
+mysql: {{user: root}}
+{more}
+"""
+
+
+def settings(site: str = "tokyo", more: str = "") -> Config:
+    return config.parse(TEXT.format(site=site, more=more), Path("test.yaml"))
+
+
+def node(**changes: Any) -> dict[str, Any]:
+    peer = {"connected": True, "problem": None, "rtt_ms": 1.5}
+    return {
+        "role": "leader",
+        "term": 3,
+        "leader": 1,
+        "commit_index": 1200,
+        "outstanding_bytes": 17,
+        "peers": {2: dict(peer), 3: dict(peer)},
+        **changes,
+    }
+
+
+def replica(**changes: Any) -> dict[str, Any]:
+    return {
+        "state": "running",
+        "reason": "",
+        "server": "mysql 9.7.4",
+        "applied": 1198,
+        "lag_seconds": 0.25,
+        "pending": 2,
+        "conflicts": 5,
+        "capture": {"file": "binlog.000002", "offset": 157, "gtids": "", "base": 1190},
+        "units": {"captured": 40, "applied": 90, "careful": 3},
+        "restarts": 1,
+        "pid": 77,
+        **changes,
+    }
+
+
+def status(told: dict[int, tuple[Row, float]] | None = None, **changes: Any) -> dict[str, Any]:
+    if told is None:
+        told = {
+            2: (own_row(settings("oslo"), node(role="follower", commit_index=1201), replica(applied=1200)), 0.4),
+            3: (own_row(settings("lima"), node(role="follower"), replica(applied=1000)), 0.2),
+        }
+    return cluster_status(settings(), node(), replica(**changes), told.get)
+
+
+def test_all_sites_side_by_side() -> None:
+    found = status()
+    assert (found["leader"], found["term"], found["commit_index"]) == ("tokyo", 3, 1201)
+    tokyo, oslo, lima = found["sites"]
+    assert tokyo["lag"] == {"entries": 2, "seconds": 0.25}
+    assert (tokyo["age"], oslo["age"]) == (0.0, 0.4)
+    assert (oslo["role"], oslo["lag"]["entries"], oslo["rtt_ms"]) == ("follower", 1, 1.5)
+    assert (lima["voter"], lima["lag"]["entries"]) == (False, 200)
+    text = "\n".join(lines(found))
+    print(text)
+    assert "cluster test: leader tokyo, term 3, committed 1,201" in text
+    assert re.search(r"tokyo +leader +1,198 +2 +0\.2 s +2 +5 +binlog.000002:157 +running$", text, re.M)
+    assert "follower (nonvoter)" in text
+
+
+def test_a_site_that_was_never_heard_of() -> None:
+    found = status({})
+    assert [row["state"] for row in found["sites"]] == ["running", "silent", "silent"]
+    assert found["sites"][1]["reason"] == "nothing heard of it yet"
+    assert re.search(r"oslo +- +- +- +- +- +- +- +silent: nothing heard of it yet", "\n".join(lines(found)))
+
+
+def test_a_site_that_fell_silent_keeps_what_it_said() -> None:
+    row = own_row(settings("oslo"), node(role="follower"), replica(applied=1100))
+    found = cluster_status(
+        settings(), node(peers={2: {"problem": "refused"}}), replica(), lambda site: (row, 61.4) if site == 2 else None
+    )
+    oslo = found["sites"][1]
+    assert (oslo["state"], oslo["reason"], oslo["applied"]) == ("silent", "not heard of for 61 s: refused", 1100)
+
+
+@pytest.mark.parametrize("more", ["replicate: {include: ['shop.*']}", "replicate: {exclude: ['*.log']}"])
+def test_a_site_with_another_configuration_is_named(more: str) -> None:
+    row = own_row(settings("oslo", more), node(role="follower"), replica())
+    oslo = cluster_status(settings(), node(), replica(), lambda site: (row, 0.1) if site == 2 else None)["sites"][1]
+    assert oslo["reason"] == "its configuration differs from this site's in replicate"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"state": "retrying", "reason": "the server is gone"}, "retrying: the server is gone"),
+        ({"lag_seconds": 5.1}, "applying what other sites did 5.1 s ago"),
+        ({"lag_seconds": None, "applied": None}, "applying what other sites did - s ago"),
+    ],
+)
+def test_readiness(changes: dict[str, Any], reason: str) -> None:
+    assert unready(status(**changes)) == reason
+
+
+def test_no_leader_is_not_ready() -> None:
+    assert unready(cluster_status(settings(), node(leader=0), replica(), lambda site: None)) == "no leader is known"
+
+
+def test_metrics_are_prometheus_text() -> None:
+    text = metrics(status())
+    print(text)
+    sample = re.compile(r'mysqlraft_[a-z_]+(\{([a-z]+="[^"\n]*",?)*\})? -?[0-9.e+-]+')
+    names = set()
+    for line in text.splitlines():
+        if line.startswith("# TYPE"):
+            assert line.split()[2] not in names, "a family comes once"
+            names.add(line.split()[2])
+        elif not line.startswith("# HELP"):
+            assert sample.fullmatch(line), line
+    assert 'mysqlraft_state{state="running"} 1' in text
+    assert "mysqlraft_lag_entries 2\n" in text
+    assert 'mysqlraft_peer_round_trip_seconds{peer="oslo"} 0.0015' in text
+    assert 'mysqlraft_info{site="tokyo",version="' in text
+
+
+def test_metrics_leave_out_what_is_not_known() -> None:
+    unknown = {"state": "starting", "reason": "the replica process is starting", "restarts": 0, "pid": None}
+    text = metrics(cluster_status(settings(), node(), unknown, lambda site: None))
+    assert "applied_index" not in text
+    assert "None" not in text
+    assert 'mysqlraft_state{state="starting"} 1' in text
