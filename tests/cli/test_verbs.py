@@ -1,0 +1,202 @@
+"""The command line as its users meet it: answers, one-line errors, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mysqlraft.cli import VERBS, main
+from mysqlraft.sandbox.ports import reserve_port
+from mysqlraft.sandbox.servers import Server
+
+SETTINGS = """\
+cluster:
+  id: test
+  sites:
+    - {{id: 1, name: tokyo, address: "127.0.0.1:7450"}}
+    - {{id: 2, name: oslo, address: "127.0.0.1:7460"}}
+site: tokyo
+data_dir: {directory}/log
+admin: {{listen: "127.0.0.1:{admin}"}}
+mysql: {{{mysql}}}
+replicate: {{include: ["shop.*"]}}
+"""
+
+
+def write(directory: Path, mysql: str = "user: root", admin: int = 1) -> str:
+    path = directory / "tokyo.yaml"
+    path.write_text(SETTINGS.format(directory=directory, mysql=mysql, admin=admin))
+    return str(path)
+
+
+def of(server: Server) -> str:
+    return f"socket: {server.socket}, user: {server.user}, password: {server.password}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert verb == "version" or f"mysqlraft {verb}" in shown.split("options:")[0], "examples come first"
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+
+
+def test_a_verb_imports_no_other(tmp_path: Path) -> None:
+    program = (
+        "import sys; from mysqlraft.cli import main; main(['version'])\n"
+        "sys.exit(sorted({name for name in sys.modules if name.startswith('mysqlraft.')} &"
+        " {'mysqlraft.daemon', 'mysqlraft.raft', 'mysqlraft.sandbox'}).__repr__())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], [], ["run"], ["status", "--admin", "here"], ["status", "-x"]])
+def test_wrong_command_lines(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["run", "check", "status", "conflicts", "bootstrap", "config"])
+def test_a_wrong_configuration_is_named_by_every_verb(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("site: tokyo\nnonsense: 1\n")
+    assert main([verb, "--config", str(path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert f"mysqlraft: {path}:2: nonsense: unknown key; known here: cluster, site" in errors[0]
+    assert all(line.startswith("mysqlraft: ") for line in errors)
+
+
+def test_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "user: root, password: hidden")
+    assert main(["config", "--config", path]) == 0
+    shown = capsys.readouterr().out
+    assert "hidden" not in shown
+    assert "password: '****'" in shown
+    assert "batch_rows: 2000" in shown
+    assert main(["config", "--config", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["apply"]["policy"] == "last_write_wins"
+    assert main(["config"]) == 2
+
+
+def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    port = reserve_port()
+    try:
+        path = write(tmp_path, f"user: root, port: {port.port}", port.port)
+        assert main(["status", "--config", path]) == 3
+        assert "does not answer" in capsys.readouterr().err
+        for verb in ("check", "conflicts"):
+            assert main([verb, "--config", path]) == 3
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1
+            assert f"mysqlraft: the server at 127.0.0.1:{port.port} cannot be asked:" in error
+    finally:
+        port.release()
+
+
+def test_bootstrap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path)
+    assert main(["bootstrap", "--config", path]) == 0
+    assert "is bootstrapped: 1=tokyo@127.0.0.1:7450, 2=oslo@127.0.0.1:7460" in capsys.readouterr().out
+    assert main(["bootstrap", "--config", path]) == 0
+    assert "nothing changed" in capsys.readouterr().out
+    Path(path).write_text(Path(path).read_text().replace("name: oslo", "name: lima"))
+    assert main(["bootstrap", "--config", path]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mysqlraft: cluster.sites: ")
+    assert error.count("\n") == 1
+    Path(path).write_text(Path(path).read_text().replace("id: test", "id: other"))
+    assert main(["bootstrap", "--config", path]) == 2
+    assert "mysqlraft: data_dir" in capsys.readouterr().err
+
+
+def test_check(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, of(server))
+    with server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE DATABASE shop")
+        cursor.execute("CREATE TABLE shop.notes (a INT)")
+        assert main(["check", "--config", path]) == 1
+        shown = capsys.readouterr().out
+        assert "error: shop.notes has no primary key" in shown
+        assert "not fit to be replicated: 1 errors" in shown
+        assert main(["check", "--config", path, "--sql"]) == 1
+        for statement in capsys.readouterr().out.splitlines():
+            cursor.execute(statement)
+        assert main(["check", "--config", path, "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["server"].startswith(f"{server.engine} {server.installation.version_text}")
+        assert (shown["fit"], shown["findings"]) == (True, [])
+
+
+def test_the_account_as_check_prints_it(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, f"socket: {server.socket}, user: raft, password: 'choose a password'")
+    assert main(["check", "--config", path]) == 3
+    assert "is the password right?" in capsys.readouterr().err
+    assert main(["check", "--config", path, "--grants", server.engine]) == 0
+    with server.connect() as connection, connection.cursor() as cursor:
+        for statement in capsys.readouterr().out.splitlines():
+            cursor.execute(statement)
+    assert main(["check", "--config", path]) == 0
+
+
+def test_conflicts(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mysqlraft.mysql.connection import Session
+    from mysqlraft.mysql.schema import ensure_schema
+
+    path = write(tmp_path, of(server))
+    assert main(["conflicts", "--config", path]) == 1
+    assert "there is no conflict history yet" in capsys.readouterr().err
+    session = Session(server.connect)
+    ensure_schema(session.query)
+    assert main(["conflicts", "--config", path]) == 0
+    assert capsys.readouterr().out == "no conflicts\n"
+    for index in range(1, 31):
+        session.query(
+            "INSERT INTO mysqlraft.conflicts (log_index, unit_number, number, schema_name, table_name, type, row_key,"
+            " origin, committed_at, other_origin, other_index, image, resolution) VALUES"
+            f" ({index}, 0, 0, 'shop', '{'orders' if index % 3 else 'order_log'}', 'update_origin_change', 'id=7', 1,"
+            f" UTC_TIMESTAMP(6) - INTERVAL {40 - index} MINUTE, 2, {index - 1}, 'id=7 name=ü', 'last_write_wins')"
+        )
+    session.close()
+
+    def shown(*arguments: str) -> list[int]:
+        assert main(["conflicts", "--config", path, "--json", *arguments]) == 0
+        return [json.loads(line)["log_index"] for line in capsys.readouterr().out.splitlines()]
+
+    assert shown() == list(range(11, 31))
+    assert shown("--limit", "3") == [28, 29, 30]
+    assert shown("--limit", "0") == list(range(1, 31))
+    assert shown("--since", "15m", "--limit", "0") == list(range(26, 31))
+    assert shown("--since", "2999-01-01") == []
+    assert shown("--table", "shop.order?log", "--limit", "0") == list(range(3, 31, 3))
+    assert shown("--table", "shop.order_*", "--limit", "2") == [27, 30], "_ stands for itself"
+    assert shown("--table", "other.*") == []
+    assert main(["conflicts", "--config", path, "--limit", "1"]) == 0
+    text = capsys.readouterr().out
+    print(text)
+    assert "shop.order_log id=7  update_origin_change" in text
+    assert "tokyo (index 30): id=7 name=ü" in text
+    assert "oslo (index 29)" in text
+
+
+@pytest.mark.parametrize("arguments", [["--since", "yesterday"], ["--limit", "-1"], ["--limit", "all"]])
+def test_conflicts_asked_for_wrongly(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["conflicts", "--config", write(tmp_path), *arguments])
+    assert end.value.code == 2
