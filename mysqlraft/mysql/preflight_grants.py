@@ -17,6 +17,7 @@ _GLOBAL_MYSQL = {
     "REPLICATION CLIENT": "to ask for the binlog's position",
     "BINLOG_ADMIN": "to replay row events",
     "SESSION_VARIABLES_ADMIN": "to replay row events and statements under their origin's settings",
+    "XA_RECOVER_ADMIN": "to see that no prepared XA transaction is open when the site joins",
 }
 _GLOBAL_MARIADB = {
     "REPLICATION SLAVE": "to read the binlog",
