@@ -34,6 +34,8 @@ class Intent(NamedTuple):
     offset: int
 
 
+_NAMES_ITS_SCHEMA = frozenset(("CREATE DATABASE", "CREATE SCHEMA", "DROP DATABASE", "DROP SCHEMA"))
+"""Their event in the binlog calls the schema that they name the default one, and it need not exist here."""
 _TRANSACTION = (b"BEGIN", b"COMMIT", b"ROLLBACK", b"SAVEPOINT", b"XA")
 
 
@@ -69,7 +71,7 @@ def run(session: Session, ddl: Ddl) -> None:
         SessionLost: the connection broke; whether it ran is unknown.
     """
     settings = [f"SET SESSION {name} = {_value(value)}" for name, value in ddl.context.items()]
-    if ddl.schema:
+    if ddl.schema and classify(ddl.statement, ddl.schema).verb not in _NAMES_ITS_SCHEMA:
         settings.append(f"USE {identifier(ddl.schema)}")
     if settings:
         session.run([setting.encode() for setting in settings])
