@@ -397,9 +397,13 @@ class Cluster:
 
     def _state(self, site: ClusterSite) -> str:
         try:
-            return json.dumps(site.daemon.status())
+            said = own(site.daemon.status())
         except (OSError, ValueError) as error:
             return f"no answer: {error}{site.daemon.log_tail()}"
+        shown = ", ".join(
+            f"{key}={said[key]}" for key in ("role", "state", "commit_index", "applied", "lag", "pending")
+        )
+        return shown if said["state"] == State.RUNNING else f"{shown}: {said['reason']}{site.daemon.log_tail()}"
 
     def close(self) -> None:
         """Ends everything, whatever state it is in, and gives the ports back. Files stay."""
