@@ -1,0 +1,414 @@
+"""The replica process: capture and apply of one site, wired together.
+
+    python -m mysqlraft.replication.replica FD        started by the consensus process, never by hand
+
+Order of a start
+----------------
+
+1. Preflight. Errors are reported as the reason why replication is stopped, and looked at again until they are gone.
+2. `Applier` reads the progress row, and rebuilds the replicated state from the log.
+3. Before the first entry is applied, this site proposes OPEN in a session of its own. If the log knows no position of
+   this site yet, it is the end of the binlog now, and the base is what the tables hold now: no applied transaction can
+   come between the two, as nothing is applied before.
+4. Apply goes on. When it passes the OPEN, accepted, `Capture` starts at the position that the state holds there.
+
+A session that another one supersedes, or whose OPEN is not accepted because a greater one was on its way, is followed
+by a new one.
+
+Whatever capture or apply cannot get over ends the process with `EXIT_STOPPED`, the reason having been reported. What
+may pass by itself they retry themselves.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import pymysql
+
+from mysqlraft import config, logs
+from mysqlraft.admin.status import State
+from mysqlraft.binlog.errors import BinlogError
+from mysqlraft.config import Config, ConfigError
+from mysqlraft.ipc import EXIT_STOPPED, Link, SessionOver
+from mysqlraft.mysql import account
+from mysqlraft.mysql.preflight import Inspection, inspect
+from mysqlraft.replication.apply import Applier, ApplyState
+from mysqlraft.replication.capture import Capture, CaptureState, position_now
+from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, kind_of
+from mysqlraft.replication.filters import TableFilter
+from mysqlraft.replication.state import LogEntry, ReplicationState, Step, StepKind
+
+logger = logging.getLogger("mysqlraft.replication.replica")
+
+EXIT_FAILED = 1
+
+REPORT_SECONDS = 0.5
+PREFLIGHT_SECONDS = 10.0
+STOP_SECONDS = 5.0
+_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Stopped(Exception):
+    """Consensus asked for an end while this process was waiting for something."""
+
+
+class Reader(IntEnum):
+    """Who reads the binlog. Two connections with the same server id would end each other."""
+
+    CAPTURE = 0
+    APPLY = 1
+
+
+def dump_server_id(cluster: str, site: int, reader: Reader) -> int:
+    """A server id that no other server should have: from the upper quarter, by cluster and site."""
+    return 3 << 30 | (zlib.crc32(cluster.encode()) & 0x1FF_FFFF) << 5 | site << 1 | reader
+
+
+@dataclass(slots=True)
+class _Failure:
+    """How capture's or apply's thread ended."""
+
+    reason: str
+    status: int
+
+
+class Replica:
+    """One life of the replica process."""
+
+    def __init__(self, settings: Config, link: Link, last_session: int) -> None:
+        self._config = settings
+        self._link = link
+        self._site = settings.own.id
+        self._replicated = TableFilter(settings.replicate.include, settings.replicate.exclude)
+        self._flavour = Flavour.MYSQL
+        self._server = ""
+        self._state, self._reason = State.STARTING, "connecting to the server"
+        self._applier: Applier | None = None
+        self._capture: Capture | None = None
+        self._capture_thread: threading.Thread | None = None
+        self._failure: _Failure | None = None
+        self._wake = threading.Event()
+        self._last_session = last_session
+        self._session = 0
+        self._accepted = False
+        self._conflicts_before = 0
+        self._returned_index = 0
+        self._returned = 0
+        self._reasserted = 0
+        self._under_way: deque[tuple[int, int]] = deque()
+
+    def run(self) -> int:
+        """Replicates until consensus asks for an end, or nothing more can be done; returns the exit status."""
+        link = self._link
+        link.window_bytes = self._config.capture.window_bytes
+        try:
+            arguments = self._preflight()
+        except Stopped:
+            return 0
+        applier = self._applier = Applier(
+            site=self._site,
+            origins=[site.id for site in self._config.cluster.sites],
+            connect=arguments,
+            log=link,
+            dump_server_id=dump_server_id(self._config.cluster.id, self._site, Reader.APPLY),
+            batch_rows=self._config.apply.batch_rows,
+            batch_bytes=self._config.apply.batch_bytes,
+            on_ready=self._on_ready,
+            on_step=self._on_step,
+        )
+        applying = self._thread("apply", self._apply)
+        while self._failure is None and not link.stopping.is_set():
+            self._report()
+            self._wake.wait(REPORT_SECONDS)
+            self._wake.clear()
+        link.open_session(None)
+        if self._capture is not None:
+            self._capture.stop()
+        applier.stop()
+        for thread in (self._capture_thread, applying):
+            if thread is not None:
+                thread.join(STOP_SECONDS)
+        self._report()
+        return self._failure.status if self._failure is not None else 0
+
+    def _thread(self, name: str, body: Any) -> threading.Thread:
+        thread = threading.Thread(target=body, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _fail(self, reason: str, status: int) -> None:
+        if self._failure is None and not self._link.stopping.is_set():
+            self._failure = _Failure(reason, status)
+            logger.error("replication ends reason=%r", reason)
+        self._wake.set()
+
+    # Preflight
+
+    def _preflight(self) -> dict[str, Any]:
+        """Waits until the server can be reached and is fit to be replicated; returns how to connect to it."""
+        attempt = 0
+        while True:
+            try:
+                arguments = account.arguments(self._config.mysql)
+                connection = pymysql.connect(**arguments)
+                try:
+                    inspection = inspect(connection, self._config, self._replicated)
+                finally:
+                    connection.close()
+            except (pymysql.err.MySQLError, OSError, ConfigError) as error:
+                pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
+                attempt += 1
+                self._tell(State.RETRYING, f"the server at {account.where(self._config.mysql)}: {_text(error)}")
+                self._pause(pause)
+                continue
+            attempt = 0
+            self._server = f"{inspection.flavour} {inspection.version}"
+            self._flavour = Flavour.MARIADB if inspection.flavour == "mariadb" else Flavour.MYSQL
+            if not inspection.errors:
+                for finding in inspection.findings:
+                    logger.info("preflight %s: %s", finding.severity.value, finding.what)
+                return arguments
+            self._tell(State.STOPPED, _unfit(inspection))
+            self._pause(PREFLIGHT_SECONDS)
+
+    def _tell(self, state: State, reason: str) -> None:
+        self._state, self._reason = state, reason
+        self._link.report(self._status())
+
+    def _pause(self, seconds: float) -> None:
+        if self._link.stopping.wait(seconds):
+            raise Stopped
+
+    # Sessions
+
+    def _on_ready(self, state: ReplicationState) -> None:
+        """Apply has read where it is, and has not begun: this site's session is opened."""
+        origin = state.origins[self._site]
+        base, resume, done = origin.base, origin.resume, origin.done
+        attempt = 0
+        while True:
+            try:
+                connection = account.connect(self._config.mysql)
+                try:
+                    with connection.cursor() as cursor:
+                        cursor.execute("SELECT COUNT(*) FROM mysqlraft.conflicts")
+                        self._conflicts_before = int((cursor.fetchone() or (0,))[0])
+                    if resume is None:
+                        base, resume = state.index, position_now(connection)
+                        done = (resume.file, resume.offset)
+                        logger.info("this site begins at file=%s offset=%d base=%d", *done, base)
+                finally:
+                    connection.close()
+                break
+            except (pymysql.err.OperationalError, pymysql.err.InterfaceError, OSError) as error:
+                self._reason = f"the server at {account.where(self._config.mysql)}: {_text(error)}"
+                self._pause(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+                attempt += 1
+        self._reason = "waiting until the log holds this site's session"
+        self._open_session(state, Payload(PayloadKind.OPEN, self._flavour, base, resume, done))
+
+    def _open_session(self, state: ReplicationState, payload: Payload) -> None:
+        last = max(self._last_session, state.sessions.last(self._site)[0])
+        session = self._last_session = max(last + 1, time.time_ns() // 1000)
+        self._session, self._accepted = session, False
+        self._link.open_session(session)
+        self._link.propose(session, 1, payload.encode())
+        logger.info("session opened session=%d", session)
+
+    def _on_step(self, entry: LogEntry, step: Step, state: ReplicationState) -> None:
+        """Apply has looked at an entry; it may look at one again after an error."""
+        payload = step.payload
+        if step.accepted and payload is not None and step.units:
+            self._under_way.append((entry.index, step.units[0][0].committed_at))
+        if entry.origin != self._site or entry.index <= self._returned_index:
+            return
+        self._returned_index = entry.index
+        if entry.session == self._session:
+            if entry.sequence != 1:
+                if step.accepted and step.kind in (StepKind.UNITS, StepKind.LARGE):
+                    self._returned += len(step.units)
+            elif step.accepted:
+                self._accepted = True
+                self._start_capture(state)
+            else:
+                logger.warning("session not accepted, a greater one was on its way session=%d", entry.session)
+                self._reopen(state)
+        elif step.accepted and entry.session > self._session:
+            logger.warning("session superseded session=%d by=%d", self._session, entry.session)
+            self._reopen(state)
+
+    def _reopen(self, state: ReplicationState) -> None:
+        """Ends this session's capture, and opens a greater session."""
+        self._link.open_session(None)
+        if self._capture is not None and self._capture_thread is not None:
+            self._capture.stop()
+            self._capture_thread.join()
+            self._capture = None
+        origin = state.origins[self._site]
+        assert origin.resume is not None, "a session of this site was accepted"
+        self._open_session(state, Payload(PayloadKind.OPEN, self._flavour, origin.base, origin.resume, origin.done))
+
+    def _start_capture(self, state: ReplicationState) -> None:
+        origin = state.origins[self._site]
+        assert origin.resume is not None, "its OPEN has just been accepted"
+        capture = self._capture = Capture(
+            account.arguments(self._config.mysql),
+            self,
+            CaptureState(origin.resume, origin.done, origin.base),
+            session=self._session,
+            server_id=dump_server_id(self._config.cluster.id, self._site, Reader.CAPTURE),
+            replicated=self._replicated,
+            position=self._config.capture.position,
+            part_bytes=self._config.capture.part_bytes,
+            mark_seconds=self._config.capture.mark_seconds,
+        )
+        self._returned = 0
+        self._capture_thread = self._thread("capture", lambda: self._run_capture(capture))
+        resume = origin.resume
+        logger.info("capture starts file=%s offset=%d gtids=%s", resume.file, resume.offset, resume.gtids or "-")
+
+    # The threads
+
+    def _apply(self) -> None:
+        applier = self._applier
+        assert applier is not None
+        try:
+            applier.run()
+        except (Stopped, SessionOver):
+            return
+        except Exception as error:
+            logger.exception("apply failed")
+            self._fail(f"apply failed: {type(error).__name__}: {error}", EXIT_FAILED)
+            return
+        if applier.status.state is ApplyState.STOPPED:
+            self._fail(applier.status.reason, EXIT_STOPPED)
+
+    def _run_capture(self, capture: Capture) -> None:
+        try:
+            capture.run()
+        except SessionOver:
+            return
+        except BinlogError as error:
+            self._fail(f"capture: {error}", EXIT_STOPPED)
+        except Exception as error:
+            logger.exception("capture failed")
+            self._fail(f"capture failed: {type(error).__name__}: {error}", EXIT_FAILED)
+
+    def propose(self, session: int, sequence: int, payload: bytes) -> None:
+        """What capture proposes goes to the log; apply learns that a table may have changed."""
+        if kind_of(payload) is PayloadKind.DDL and self._applier is not None:
+            self._applier.forget_tables()
+        self._link.propose(session, sequence, payload)
+
+    # Status
+
+    def _report(self) -> None:
+        self._state, self._reason = self._judge()
+        self._link.report(self._status())
+
+    def _judge(self) -> tuple[State, str]:
+        """The state of replication here, and the reason for it."""
+        if self._failure is not None:
+            return (State.STOPPED if self._failure.status == EXIT_STOPPED else State.RETRYING), self._failure.reason
+        if self._link.stopping.is_set():
+            return State.STOPPING, "asked to stop"
+        assert self._applier is not None
+        status = self._applier.status
+        if status.state is ApplyState.RETRYING:
+            return State.RETRYING, f"apply: {status.reason}"
+        if status.state is not ApplyState.RUNNING or not self._accepted or self._capture is None:
+            return State.STARTING, self._reason if self._session else f"reading the log: {status.reason}".rstrip(": ")
+        capture = self._capture.status()
+        if capture["last_error"]:
+            return State.RETRYING, f"capture: {capture['last_error']}"
+        if not capture["connected"]:
+            return State.STARTING, "capture connects"
+        return State.RUNNING, ""
+
+    def _status(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"state": self._state.value, "reason": self._reason, "server": self._server or None}
+        if self._applier is None or not self._session:
+            return found
+        status = self._applier.status
+        capture = self._capture.status() if self._capture is not None else None
+        found |= {
+            "applied": status.index,
+            "lag_seconds": self._lag(status.index),
+            "conflicts": self._conflicts_before + status.conflicts,
+            "pending": max(0, capture["transactions"] - self._returned) if capture else 0,
+            "capture": {**capture["position"], "base": capture["base"]} if capture else None,
+            "units": {
+                "captured": capture["transactions"] if capture else 0,
+                "applied": status.units,
+                "careful": status.careful,
+            },
+            "apply": {
+                "rows": status.rows,
+                "transactions": status.transactions,
+                "fallbacks": status.fallbacks,
+                "retries": status.retries,
+            },
+            "session": self._session,
+            "outstanding_bytes": self._link.outstanding_bytes,
+        }
+        if capture:
+            found["capture_details"] = capture
+        return found
+
+    def _lag(self, applied: int) -> float:
+        """How long ago the oldest unit was committed, at its origin, that is known and not applied here; in seconds."""
+        under_way = self._under_way
+        while under_way and under_way[0][0] <= applied:
+            under_way.popleft()
+        if not under_way:
+            return 0.0
+        return round(max(0.0, time.time() - under_way[0][1] / 1e6), 3)
+
+
+def _unfit(inspection: Inspection) -> str:
+    first = inspection.errors[0].what
+    more = f" and {len(inspection.errors) - 1} more" if len(inspection.errors) > 1 else ""
+    return f"the server is not fit to be replicated: {first}{more}; `mysqlraft check` prints the SQL that mends it"
+
+
+def _text(error: Exception) -> str:
+    return str(error.args[1]) if len(error.args) > 1 else str(error)
+
+
+def main(arguments: list[str]) -> int:
+    # A Ctrl-C and the service manager's SIGTERM reach both processes; this one is asked by the other.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    link = Link(socket.socket(fileno=int(arguments[0])))
+    try:
+        path, text, last_session = link.read_start()
+    except EOFError:
+        return 0
+    settings = config.parse(text, Path(path))
+    logs.configure(settings.log)
+    link.start()
+    # The threads wait for sockets most of the time. With Python's default of 5 ms, one that has just been woken would
+    # wait as long for one that computes.
+    sys.setswitchinterval(0.0005)
+    gc.freeze()
+    return Replica(settings, link, last_session).run()
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    logging.shutdown()
+    # Threads that are still inside the server's answer are not waited for.
+    os._exit(status)
