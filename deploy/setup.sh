@@ -3,7 +3,7 @@
 # A second run finds it all in place, takes a moment and needs no network.
 #
 #   deploy/setup.sh          for the demo: at least one kind of server
-#   deploy/setup.sh --dev    for the tests: both kinds of server, pytest, mypy, ruff
+#   deploy/setup.sh --dev    for the tests: both kinds of server, pytest, mypy, ruff, systemd-analyze, docker-compose
 set -euo pipefail
 here="$(dirname "${BASH_SOURCE[0]}")/lib"
 # shellcheck source=deploy/lib/common.sh
@@ -12,6 +12,8 @@ here="$(dirname "${BASH_SOURCE[0]}")/lib"
 . "$here/apt.sh"
 # shellcheck source=deploy/lib/servers.sh
 . "$here/servers.sh"
+# shellcheck source=deploy/lib/tools.sh
+. "$here/tools.sh"
 # shellcheck source=deploy/lib/python.sh
 . "$here/python.sh"
 
@@ -26,4 +28,9 @@ esac
 lock_cache
 ensure_python "$mode"
 ensure_servers "$servers"
+if [ "$mode" = dev ]; then
+    # They check deploy/systemd and docker-compose.yml.
+    ensure_tool systemd-analyze systemd
+    ensure_tool docker-compose docker-compose
+fi
 say "ready"

@@ -1,0 +1,125 @@
+"""docker-compose.yml and the six configurations beside it belong together, and its server is fit to be replicated."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mysqlraft import config
+from mysqlraft.sandbox.servers import Engine, Installation, Server
+from tests.harness.tools import run_tool
+
+REPOSITORY = Path(__file__).parents[2]
+SITES = ("tokyo", "singapore", "frankfurt", "dublin", "virginia", "oregon")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The file as docker-compose understands it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MYSQL", "COMPOSE"))}
+    file = str(REPOSITORY / "docker-compose.yml")
+    done = run_tool("docker-compose", "-f", file, "config", environment=environment)
+    print(f"docker-compose config: exit status {done.returncode}, {len(done.stdout)} characters")
+    assert done.returncode == 0, done.stderr
+    parsed: dict[str, Any] = yaml.safe_load(done.stdout)
+    return parsed
+
+
+def sources(service: dict[str, Any]) -> dict[str, str]:
+    """Where a service's mounts come from: path in the container -> volume or file."""
+    found = {}
+    for mount in service["volumes"]:
+        # Version 1 of docker-compose prints SOURCE:TARGET:MODE, version 2 an object.
+        if isinstance(mount, str):
+            source, target = mount.split(":")[:2]
+        else:
+            source, target = mount["source"], mount["target"]
+        found[target] = source
+    return found
+
+
+def test_six_sites(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert set(services) == {*SITES, *(f"mysql-{site}" for site in SITES)}
+    for service in services.values():
+        assert service["healthcheck"]["test"]
+        assert service["restart"] == "unless-stopped"
+    volumes = [source for service in services.values() for source in sources(service).values() if "/" not in source]
+    assert len(set(volumes)) == len(volumes) == 12
+    assert len(compose["volumes"]) == 12
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_site(compose: dict[str, Any], site: str) -> None:
+    services = compose["services"]
+    server, daemon = services[f"mysql-{site}"], services[site]
+    mounted = sources(daemon)
+    settings = config.load(mounted["/etc/mysqlraft/site.yaml"])
+
+    assert settings.site == site
+    assert settings.mysql.host == f"mysql-{site}"
+    assert settings.mysql.password_env in daemon["environment"]
+    assert server["environment"][settings.mysql.password_env] == daemon["environment"][settings.mysql.password_env]
+    assert settings.data_dir.is_relative_to("/var/lib/mysqlraft")
+    assert "/var/lib/mysqlraft" in mounted
+    for peer in settings.cluster.sites:
+        assert peer.address.host in services, "the other daemons are found by their services' names"
+        assert peer.address.port == settings.bind.port
+    assert settings.cluster == config.load(REPOSITORY / "configs/compose/tokyo.yaml").cluster
+    assert f"--server-id={settings.own.id}" in server["command"]
+    assert f"--auto-increment-offset={settings.own.id}" in server["command"]
+    # A server is seen by its own site only; the daemons meet elsewhere.
+    assert set(server["networks"]) == {site}
+    assert set(daemon["networks"]) == {site, "wan"}
+    assert daemon["depends_on"] == {f"mysql-{site}": daemon["depends_on"][f"mysql-{site}"]}
+    assert daemon["depends_on"][f"mysql-{site}"]["condition"] == "service_healthy"
+    for target in ("/etc/mysql/conf.d/mysqlraft.cnf", "/docker-entrypoint-initdb.d/mysqlraft.sh"):
+        assert Path(sources(server)[target]).is_file()
+
+
+@pytest.mark.parametrize("engine", ["mysql"], indirect=True)
+def test_server_as_configured_passes_preflight(engine: Engine, installation: Installation, tmp_path: Path) -> None:
+    """The settings and the account of the compose file, on a real server."""
+    parser = configparser.RawConfigParser(allow_no_value=True)
+    parser.read(REPOSITORY / "deploy/compose/mysql.cnf")
+    options = {**parser["mysqld"], "auto_increment_offset": "1"}
+    password = "it's a \\ secret"
+    with Server.create(installation, tmp_path / "server", options=options) as server:
+        initialise = tmp_path / "statements.sql"
+        # The entry point of the image sources the script; here its function only records what it is given.
+        subprocess.run(
+            ["bash", "-euc", 'docker_process_sql() { cat >"$OUT"; }; . "$0"', REPOSITORY / "deploy/compose/account.sh"],
+            env={**os.environ, "MYSQLRAFT_PASSWORD": password, "OUT": str(initialise)},
+            check=True,
+        )
+        with server.connect() as connection, connection.cursor() as cursor:
+            for statement in initialise.read_text().split(";")[:-1]:
+                cursor.execute(statement)
+
+        text = yaml.safe_load((REPOSITORY / "configs/compose/tokyo.yaml").read_text())
+        text["mysql"] |= {"host": server.address[0], "port": server.port}
+        text["data_dir"] = str(tmp_path / "log")
+        file = tmp_path / "site.yaml"
+        file.write_text(yaml.safe_dump(text))
+        done = subprocess.run(
+            [REPOSITORY / ".venv/bin/mysqlraft", "check", "--config", file, "--json"],
+            env={**os.environ, "MYSQLRAFT_PASSWORD": password},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        print(done.stdout, done.stderr)
+        assert done.returncode == 0
+        assert [finding for finding in findings(json.loads(done.stdout)) if finding["severity"] != "info"] == []
+
+
+def findings(answer: Any) -> list[dict[str, Any]]:
+    """The findings in the answer of `mysqlraft check --json`."""
+    listed = answer["findings"] if isinstance(answer, dict) else answer
+    assert isinstance(listed, list)
+    return listed
