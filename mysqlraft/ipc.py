@@ -128,8 +128,8 @@ class Channel(asyncio.Protocol):
 class Link:
     """The replica process's end, for threads that block.
 
-    Made first of all in the process: `read_start` takes the first message. Then `start` reads on in a thread of its
-    own. `stopping` is set when consensus asks for an orderly end.
+    Made first of all in the process: `read_start` takes the first message, then `start` the rest. `stopping` is set
+    when consensus asks for an orderly end.
     """
 
     def __init__(self, sock: socket.socket, end: Callable[[], None] | None = None) -> None:
@@ -158,7 +158,9 @@ class Link:
             raise LinkError(f"expected START, not message {message[0]}")
         return message[1], message[2], message[3]
 
-    def start(self) -> None:
+    def start(self, on_stop: Callable[[], None] = lambda: None) -> None:
+        """Reads on in a thread of its own; ``on_stop`` is called in it when `stopping` is set."""
+        self._on_stop = on_stop
         threading.Thread(target=self._serve, name="link", daemon=True).start()
 
     # Committed entries.
@@ -278,6 +280,7 @@ class Link:
             self._fetched.put(([LogEntry(*entry) for entry in message[2]], message[3]))
         elif say == Say.STOP:
             self.stopping.set()
+            self._on_stop()
         else:
             raise LinkError(f"message {say} is not for the replica process")
 

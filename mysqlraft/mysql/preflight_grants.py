@@ -23,6 +23,7 @@ _GLOBAL_MARIADB = {
     "REPLICATION SLAVE": "to read the binlog",
     "BINLOG MONITOR": "to ask for the binlog's position",
     "BINLOG REPLAY": "to replay row events",
+    "BINLOG ADMIN": "to keep the text of what it replays out of the binlog",
 }
 _ROWS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _SCHEMA = ("CREATE", "DROP", "ALTER", "INDEX", "REFERENCES", "CREATE VIEW", "SHOW VIEW", "TRIGGER")

@@ -114,6 +114,7 @@ class Replica:
         """Replicates until consensus asks for an end, or nothing more can be done; returns the exit status."""
         link = self._link
         link.window_bytes = self._config.capture.window_bytes
+        link.start(self._wake.set)
         try:
             arguments = self._preflight()
         except Stopped:
@@ -276,6 +277,7 @@ class Replica:
             mark_seconds=self._config.capture.mark_seconds,
         )
         self._returned = 0
+        self._wake.set()
         self._capture_thread = self._thread("capture", lambda: self._run_capture(capture))
         resume = origin.resume
         logger.info("capture starts file=%s offset=%d gtids=%s", resume.file, resume.offset, resume.gtids or "-")
@@ -399,7 +401,6 @@ def main(arguments: list[str]) -> int:
         return 0
     settings = config.parse(text, Path(path))
     logs.configure(settings.log)
-    link.start()
     # The threads wait for sockets most of the time. With Python's default of 5 ms, one that has just been woken would
     # wait as long for one that computes.
     sys.setswitchinterval(0.0005)
