@@ -16,10 +16,10 @@ from mysqlraft.sandbox.servers import ENGINES, Installation, find_server, find_s
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured number, and the peer's. Rates and latencies alike: which way is better shows in the unit."""
+    """One measured number, and the peer's, if there is one. Which way is better shows in the unit."""
 
     ours: float
-    peer: float
+    peer: float | None
     unit: str
 
     @property
@@ -56,4 +56,5 @@ def publish(args: argparse.Namespace, title: str, figures: Mapping[str, Figure])
     print(f"{'':{width}}  {'ours':>12}  {'peer':>12}  {'ratio':>7}")
     for name, figure in figures.items():
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        print(f"{name:{width}}  {figure.ours:12,.6g}  {figure.peer:12,.6g}  {ratio:>7}  {figure.unit}")
+        peer = "" if figure.peer is None else f"{figure.peer:,.6g}"
+        print(f"{name:{width}}  {figure.ours:12,.6g}  {peer:>12}  {ratio:>7}  {figure.unit}")
