@@ -43,7 +43,8 @@ def main() -> None:
             ours, peer = _measure(cluster, bare, args.rate, args.count)
     publish(
         args,
-        f"COMMIT of one-row transactions at {args.rate:g}/s, {ROUNDS} rounds of {args.count} in turn, {installation.engine} {installation.version_text}",
+        f"COMMIT of one-row transactions at {args.rate:g}/s, {ROUNDS} rounds of {args.count} in turn,"
+        f" {installation.engine} {installation.version_text}",
         {
             "commit_median": Figure(statistics.median(ours), statistics.median(peer), "ms"),
             "commit_p99": Figure(_p99(ours), _p99(peer), "ms"),
