@@ -247,7 +247,7 @@ class TransactionStream:
         self._tables: dict[bytes, _Table] = {}
         self._low = self._high = 0
         self._outer_end = 0
-        self._start = 0
+        self._group = b""
         self._first = True
         self._groups: list[RowGroup] = []
         self._keys: list[int] = []
@@ -378,11 +378,14 @@ class TransactionStream:
     def _begin_group(self, event: bytes) -> None:
         if self._mode or self._gtid is not None:
             raise BinlogError(f"a transaction begins inside another, after {self._at[0]}:{self._at[1]}")
-        end = self._end(event)
-        self._start = end - int.from_bytes(event[9:13], "little")
+        self._group = event
         if self._done[0]:
             done = self._done
-            self._passing = (file_number(self._file), self._start + 1) < (file_number(done[0]), done[1])
+            self._passing = (file_number(self._file), self._start() + 1) < (file_number(done[0]), done[1])
+
+    def _start(self) -> int:
+        """Where the open group begins in its file."""
+        return self._end(self._group) - int.from_bytes(self._group[9:13], "little")
 
     def _mysql_gtid(self, event: bytes, kind: int) -> None:
         self._begin_group(event)
@@ -562,9 +565,11 @@ class TransactionStream:
     def _end(self, event: bytes) -> int:
         """Where the event ends in its file. The header counts to 4 GiB only; files may be larger."""
         low = int.from_bytes(event[13:17], "little")
-        if low < self._low:
+        if low < self._low and self._low - low > 1 << 31:
             self._high += 1 << 32
-        self._low = low
+            self._low = low
+        elif low > self._low:
+            self._low = low
         return self._high + low
 
     def _payload(self, header: bytes, chunks: Iterator[bytes]) -> Iterator[Item]:
@@ -718,13 +723,13 @@ class TransactionStream:
         if what.kind is StatementKind.SCHEMA:
             self._by_map.clear()
         change = None
-        started = (file_number(self._file), self._start) < (file_number(self._done[0]), self._done[1])
+        started = (file_number(self._file), self._start()) < (file_number(self._done[0]), self._done[1])
         if found.thread_id != APPLY_THREAD_ID and not started and not self._alter & (_START_ALTER | _ROLLBACK_ALTER):
             change = self._change(event, found, statement, what, inside)
         if inside:
             if change is not None:
                 yield None
-                self._done = (self._file, self._start + 1)
+                self._done = (self._file, self._start() + 1)
                 yield change
             return
         if change is not None:
