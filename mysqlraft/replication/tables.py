@@ -200,13 +200,8 @@ def _details(column: Column) -> tuple[int, ...]:
 
 def _labels(column: Column) -> tuple[str, ...]:
     """The labels as text; () if they are not known, or in a character set that Python does not."""
-    encoding = "ascii"
-    if column.collation is not None:
-        try:
-            encoding = pymysql.charset.charset_by_id(column.collation).encoding
-        except KeyError:
-            encoding = "utf-8"
     try:
+        encoding = "ascii" if column.collation is None else pymysql.charset.charset_by_id(column.collation).encoding
         return tuple(label.decode(encoding) for label in column.labels)
     except (UnicodeDecodeError, LookupError):
         return ()

@@ -1,0 +1,98 @@
+"""What capture makes of statements, without a log: payloads to feed the lanes with."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from typing import Any
+
+import pymysql
+
+from mysqlraft.binlog.stream import file_number
+from mysqlraft.replication.capture import Capture, CaptureState, position_now
+from mysqlraft.replication.entry import Payload, PayloadKind, Position, decode
+from mysqlraft.sandbox.servers import Server
+from tests.replication.harness import TIMEOUT, wait_for
+
+
+class _Keeper:
+    def __init__(self) -> None:
+        self.payloads: list[Payload] = []
+        self.encoded: list[bytes] = []
+
+    def propose(self, session: int, sequence: int, payload: bytes) -> bool:
+        self.encoded.append(payload)
+        self.payloads.append(decode(payload))
+        return True
+
+
+def arguments(server: Server) -> dict[str, Any]:
+    """Keyword arguments of ``pymysql.connect``."""
+    return {"unix_socket": str(server.socket), "user": server.user, "password": server.password}
+
+
+def here(server: Server) -> Position:
+    """The end of the server's binlog."""
+    with closing(server.connect()) as connection:
+        return position_now(connection)
+
+
+def record(server: Server, begin: Position, end: Position | None = None, **options: Any) -> list[Payload]:
+    """The payloads of everything between two places in the server's binlog (default: up to its end)."""
+    return [
+        payload for payload in _record(server, begin, end, **options).payloads if payload.kind is not PayloadKind.MARK
+    ]
+
+
+def record_encoded(server: Server, begin: Position, end: Position | None = None, **options: Any) -> list[bytes]:
+    """`record`, as the bytes that would be proposed."""
+    return _record(server, begin, end, **options).encoded
+
+
+def _record(server: Server, begin: Position, end: Position | None, **options: Any) -> _Keeper:
+    end = end or here(server)
+    keeper = _Keeper()
+    capture = Capture(
+        arguments(server),
+        keeper,  # type: ignore[arg-type]
+        CaptureState(begin, (begin.file, begin.offset), 0),
+        session=1,
+        server_id=700,
+        replicated=lambda schema, table: schema not in ("mysql", "sys", "mysqlraft"),
+        position="file",
+        **options,
+    )
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            capture.run()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    wanted = file_number(end.file), end.offset
+
+    def complete() -> bool:
+        if failed:
+            raise failed[0]
+        stream = capture._stream
+        done = capture.status()["position"]
+        return (file_number(done["file"]), done["offset"]) >= wanted or (
+            stream is not None
+            and not capture._units
+            and (file_number(stream.position.done[0]), stream.position.done[1]) >= wanted
+        )
+
+    try:
+        wait_for(complete, TIMEOUT, f"capture of {server}")
+    finally:
+        capture.stop()
+        thread.join()
+    return keeper
+
+
+def connection(server: Server) -> pymysql.Connection[Any]:
+    """A connection as apply opens it."""
+    return pymysql.connect(**arguments(server), autocommit=True, charset="utf8mb4")
