@@ -90,7 +90,7 @@ class Limits:
     """Appends on the way to one follower; at least bandwidth x round-trip time to fill a long line."""
     watchdog_ticks: int = 80
     """A pipeline in which nothing is acknowledged for this long, though the follower lives, starts again."""
-    cache_bytes: int = 32 * 1024 * 1024
+    cache_bytes: int = 16 * 1024 * 1024
     """Entries kept in memory after they are on disk."""
 
 
@@ -200,6 +200,7 @@ class RaftCore:
         """The hard state in the last Ready that had one."""
         self._hard_state_durable = store.hard_state
         self._commit_given = store.commit
+        self._commit_reported = self.log.commit
         self._given = self.log.last_index
         """Entries up to here are on disk or in an outstanding Ready."""
         self._truncations = 0
@@ -229,6 +230,17 @@ class RaftCore:
         return self._configuration is not None and self.site in self._configuration.voters
 
     @property
+    def may_campaign(self) -> bool:
+        """A voter may, and so may one whose demotion or removal is in its log but not committed: its log may be the
+        only one that is complete enough to lead (thesis, 4.2.2)."""
+        if self.is_voter:
+            return True
+        configurations = self.log.configurations
+        if len(configurations) < 2 or configurations[-1][0] <= self.log.commit:
+            return False
+        return self.site in configurations[-2][1].voters
+
+    @property
     def accepts_proposals(self) -> bool:
         return self.role is Role.LEADER and self.transferee == NOBODY
 
@@ -255,7 +267,7 @@ class RaftCore:
             self._election_elapsed = 0
             self._timeout = self._draw_timeout()
             reason = "nothing heard from any leader" if self.role is Role.FOLLOWER else "no outcome in time"
-            if self.is_voter and not self.storage_stalled:
+            if self.may_campaign and not self.storage_stalled:
                 self._campaign(pre=True, reason=reason)
             elif self.leader != NOBODY or self.role is not Role.FOLLOWER:
                 self._become_follower(self.term, NOBODY, reason)
@@ -384,8 +396,10 @@ class RaftCore:
             self._hard_state_given = hard_state
             self._commit_given = commit
             self._given = self.log.last_index
-        if not (write or self._messages or self._promises or self._read_states or self._transitions):
+        moved = self._commit_reported < self.log.commit
+        if not (write or moved or self._messages or self._promises or self._read_states or self._transitions):
             return None
+        self._commit_reported = self.log.commit
         self._number += 1
         ready = Ready(
             self._number,

@@ -40,9 +40,9 @@ class Forwarder:
     def __init__(
         self,
         site: int,
-        window_bytes: int = 8 * 1024 * 1024,
-        message_bytes: int = 512 * 1024,
-        patience_ticks: int = 40,
+        window_bytes: int,
+        message_bytes: int,
+        patience_ticks: int,
     ) -> None:
         self._site = site
         self._window_bytes = window_bytes

@@ -57,11 +57,12 @@ class LevelDBStore:
     def __init__(self, directory: str | os.PathLike[str], cluster: str, site: int) -> None:
         """Open, or create. Raises WrongDirectory if it is somebody else's, StoreError if it cannot be relied on."""
         self.directory = Path(directory)
+        self._db: Any = None
         self._lock = self._take_lock()
         try:
             with self._errors("cannot be opened"):
                 # paranoid: a damaged LevelDB log is an error, not an invitation to forget what it held.
-                self._db: Any = plyvel.DB(
+                self._db = plyvel.DB(
                     str(self.directory / "log"),
                     create_if_missing=True,
                     paranoid_checks=True,
@@ -162,10 +163,13 @@ class LevelDBStore:
         self._hard_state, self._commit, self._bootstrapped = hard_state, commit, bootstrapped
 
     def close(self) -> None:
-        database = getattr(self, "_db", None)
-        if database is not None:
-            database.close()
-        os.close(self._lock)
+        """Release the directory. Closing again changes nothing."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     @staticmethod
     def _truncate(batch: Any, entries: Sequence[Entry], last_index: int) -> None:

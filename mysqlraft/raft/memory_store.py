@@ -90,7 +90,10 @@ class MemoryStore:
             if write.commit:
                 self._commit = write.commit
 
-    def crash(self) -> None:
+    def crash(self, survivors: int = 0) -> None:
+        """Lose what was not synced, but for the oldest `survivors` of the queued writes, which had just made it."""
+        for _ in range(min(survivors, len(self._queued))):
+            self.sync()
         self._queued.clear()
 
     def close(self) -> None:

@@ -292,7 +292,7 @@ class Node:
             "last_index": log.last_index,
             "stable_index": log.stable,
             "last_contact_ms": round(core.ticks_since_leader * self._tick_seconds * 1000),
-            "outstanding_proposals": len(self._participant.forwarder),
+            "outstanding_proposals": self.outstanding_proposals,
             "outstanding_bytes": self.outstanding_bytes,
             "storage_stalled": core.storage_stalled,
             "configuration_index": core.configuration_index,
@@ -343,18 +343,20 @@ class Node:
         self._pump_scheduled = False
         if self._stopped or self.failed.done():
             return
+        messages: list[Message] = []
         try:
             while (ready := self._participant.ready()) is not None:
+                messages += ready.messages
                 self._take(ready)
         except (StoreError, LogDivergence) as error:
             self._fail(error)
             return
+        # The disk first: it works while the messages are packed and sent.
         self._start_next_write()
+        self.transport.send(messages)
         self._tell_commit()
 
     def _take(self, ready: Ready) -> None:
-        if ready.messages:
-            self.transport.send(ready.messages)
         for role, term, leader, reason in ready.transitions:
             logger.info(
                 "role change site=%d role=%s term=%d leader=%d reason=%r", self.site, role.value, term, leader, reason

@@ -22,7 +22,8 @@ class Participant:
     def __init__(self, site: int, store: Store, random: Random, limits: Limits | None = None) -> None:
         self.site = site
         self.core = RaftCore(site, store, random, limits)
-        self.forwarder = Forwarder(site)
+        limits = self.core.limits
+        self.forwarder = Forwarder(site, limits.window_bytes, limits.append_bytes, 4 * limits.election_ticks)
         self._intake = Intake(site, 0)
         self._observed = self.core.log.commit
         """Up to here the committed entries have been looked at for our own proposals."""

@@ -1,0 +1,480 @@
+"""The driver and the transport: real sockets, real LevelDBs, real time (short ticks)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgpack
+import pytest
+
+from mysqlraft.raft import Configuration, LevelDBStore, MemoryStore, Node, Role, Server, SessionTable, StoreError
+from mysqlraft.raft.bootstrap import bootstrap
+from mysqlraft.raft.configuration import ConfigurationError
+from mysqlraft.raft.messages import Heartbeat, Message
+from mysqlraft.raft.store import Write
+from mysqlraft.raft.transport import MAGIC, Channel, Transport
+from mysqlraft.raft.wire import LENGTH, PROTOCOL_VERSION
+from tests.raft.measure import free_ports
+
+TICK = 0.01
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await work
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Conditions here come true by themselves; run()'s timeout is what a failure hits."""
+    while not condition():  # noqa: ASYNC110 - the conditions are of many kinds
+        await asyncio.sleep(TICK / 2)
+
+
+def members(count: int) -> Configuration:
+    ports = free_ports(count)
+    return Configuration(
+        Server(site, f"site{site}", f"127.0.0.1:{ports[site - 1]}") for site in range(1, count + 1)
+    )
+
+
+class Cluster:
+    def __init__(self, configuration: Configuration, directory: Path) -> None:
+        self.configuration = configuration
+        self.directory = directory
+        self.nodes: dict[int, Node] = {}
+        self.stores: dict[int, LevelDBStore] = {}
+
+    async def start(self, site: int) -> Node:
+        store = LevelDBStore(self.directory / str(site), "test", site)
+        bootstrap(store, self.configuration)
+        node = Node(
+            site, "test", store, self.configuration.servers[site].address, tick_seconds=TICK, random=Random(site)
+        )
+        await node.start()
+        self.nodes[site], self.stores[site] = node, store
+        return node
+
+    async def stop(self, site: int) -> None:
+        node = self.nodes.pop(site)
+        await node.stop()
+        self.stores.pop(site).close()
+
+    async def leader(self) -> Node:
+        await until(lambda: len({node.leader for node in self.nodes.values()} - {0}) == 1 and bool(self._leaders()))
+        return self._leaders()[0]
+
+    def _leaders(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.role is Role.LEADER]
+
+
+@asynccontextmanager
+async def cluster(count: int, directory: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(members(count), directory)
+    try:
+        for site in range(1, count + 1):
+            await made.start(site)
+        yield made
+    finally:
+        for site in list(made.nodes):
+            await made.stop(site)
+
+
+def delivered(node: Node) -> dict[int, list[bytes]]:
+    """Per origin, the payloads that count."""
+    sessions, found = SessionTable(), dict[int, list[bytes]]()
+    index = 1
+    while index <= node.commit_index:
+        for entry in node.committed_entries(index, 10_000):
+            assert entry.index == index
+            index += 1
+            if entry.origin and sessions.accept(entry.origin, entry.session, entry.sequence):
+                found.setdefault(entry.origin, []).append(entry.payload)
+    return found
+
+
+def test_proposals_of_every_site_reach_every_site(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with cluster(3, tmp_path) as made:
+            for site, node in made.nodes.items():
+                for sequence in range(1, 201):
+                    node.propose(1, sequence, b"%d:%d" % (site, sequence))
+            await until(lambda: all(node.outstanding_bytes == 0 for node in made.nodes.values()))
+            last = max(node.commit_index for node in made.nodes.values())
+            for node in made.nodes.values():
+                await node.wait_committed(last)
+                assert delivered(node) == {
+                    site: [b"%d:%d" % (site, sequence) for sequence in range(1, 201)] for site in (1, 2, 3)
+                }
+
+    run(work())
+
+
+def test_a_lone_node(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with cluster(1, tmp_path) as made:
+            node = await made.leader()
+            node.propose(1, 1, b"x")
+            await node.wait_committed(3)
+            assert delivered(node) == {1: [b"x"]}
+            assert await node.read_index() == 3
+
+    run(work())
+
+
+def test_the_leader_stops_and_nothing_is_lost(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with cluster(3, tmp_path) as made:
+            leader = await made.leader()
+            others = [node for node in made.nodes.values() if node is not leader]
+            for sequence in range(1, 500):
+                for node in others:
+                    node.propose(1, sequence, b"%d:%d" % (node.site, sequence))
+                if sequence == 200:
+                    await made.stop(leader.site)
+                if sequence % 50 == 0:
+                    await asyncio.sleep(0)
+            await until(lambda: all(node.outstanding_bytes == 0 for node in others))
+            await made.start(leader.site)
+            await until(lambda: len({node.commit_index for node in made.nodes.values()}) == 1)
+            expected = {node.site: [b"%d:%d" % (node.site, n) for n in range(1, 500)] for node in others}
+            for node in made.nodes.values():
+                assert delivered(node) == expected
+
+    run(work())
+
+
+def test_a_stopping_leader_hands_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def work() -> None:
+        async with cluster(3, tmp_path) as made:
+            leader = await made.leader()
+            await until(lambda: all(leader.transport.connected(site) for site in made.nodes if site != leader.site))
+            await made.stop(leader.site)
+            assert "hands over its leadership" in caplog.text
+
+    run(work())
+
+
+def test_a_restarted_site_knows_what_was_committed(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with cluster(3, tmp_path) as made:
+            node = made.nodes[1]
+            node.propose(1, 1, b"x" * 1000)
+            await until(lambda: node.outstanding_bytes == 0)
+            commit = node.commit_index
+            await asyncio.gather(*[made.stop(site) for site in (2, 3)])
+            await made.stop(1)
+            again = await made.start(1)  # alone: no leader can tell it
+            assert again.commit_index == commit
+            assert delivered(again) == {1: [b"x" * 1000]}
+
+    run(work())
+
+
+def test_a_linearizable_read_at_every_site(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with cluster(3, tmp_path) as made:
+            leader = await made.leader()
+            leader.propose(1, 1, b"x")
+            await until(lambda: leader.outstanding_bytes == 0)
+            for node in made.nodes.values():
+                assert await node.read_index() >= leader.commit_index
+
+    run(work())
+
+
+def test_status_tells_the_state_of_the_peers(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with cluster(3, tmp_path) as made:
+            leader = await made.leader()
+            await until(lambda: all(peer["connected"] for peer in leader.status()["peers"].values()))
+            await until(lambda: all(peer["match"] == leader.last_index for peer in leader.status()["peers"].values()))
+            status = leader.status()
+            assert (status["role"], status["leader"]) == ("leader", leader.site)
+            assert set(status["members"]) == {1, 2, 3}
+            assert all(peer["state"] == "replicate" for peer in status["peers"].values())
+            gone = next(site for site in made.nodes if site != leader.site)
+            await made.stop(gone)
+            await until(lambda: leader.status()["peers"][gone]["problem"] is not None)
+
+    run(work())
+
+
+class FailingStore(MemoryStore):
+    """A disk that is full from some moment on."""
+
+    full = False
+
+    def write(self, writes: Any) -> None:
+        if self.full:
+            raise StoreError("no space left on device")
+        super().write(writes)
+
+
+def test_a_storage_error_is_fatal(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        configuration = members(1)
+        store = FailingStore()
+        bootstrap(store, configuration)
+        node = Node(1, "test", store, configuration.servers[1].address, tick_seconds=TICK)
+        await node.start()
+        await until(lambda: node.role is Role.LEADER)
+        await node.wait_committed(2)
+        store.full = True
+        node.propose(1, 1, b"x")
+        with pytest.raises(StoreError, match="no space left"):
+            await node.failed
+        node.propose(1, 2, b"y")
+        assert node.commit_index == 2
+        await node.stop()
+
+    run(work())
+    assert "no space left" in caplog.text
+
+
+def test_a_waiter_is_told_when_the_node_stops(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with cluster(1, tmp_path) as made:
+            node = await made.leader()
+            waiter = asyncio.create_task(node.wait_committed(1000))
+            await asyncio.sleep(0)
+            await made.stop(1)
+            with pytest.raises(ConnectionError):
+                await waiter
+
+    run(work())
+
+
+def test_a_large_entry_passes(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with cluster(3, tmp_path) as made:
+            leader = await made.leader()
+            follower = next(node for node in made.nodes.values() if node is not leader)
+            follower.propose(1, 1, b"z" * 20_000_000)
+            await until(lambda: follower.outstanding_bytes == 0)
+            assert delivered(follower) == {follower.site: [b"z" * 20_000_000]}
+
+    run(work())
+
+
+def test_committed_entries_from_memory_and_from_disk(tmp_path: Path) -> None:
+    from mysqlraft.raft import Limits
+
+    async def work() -> None:
+        configuration = members(1)
+        store = LevelDBStore(tmp_path, "test", 1)
+        bootstrap(store, configuration)
+        node = Node(
+            1, "test", store, configuration.servers[1].address, tick_seconds=TICK, limits=Limits(cache_bytes=50_000)
+        )
+        await node.start()
+        for sequence in range(1, 1001):
+            node.propose(1, sequence, b"%d" % sequence * 50)
+        await until(lambda: node.outstanding_bytes == 0)
+        assert len(delivered(node)[1]) == 1000
+        assert node.committed_entries(node.commit_index + 1, 1000) == []
+        with pytest.raises(StoreError):
+            node.committed_entries(0, 1000)
+        await node.stop()
+        store.close()
+
+    run(work())
+
+
+# ---- the transport -------------------------------------------------------------------------------------------------
+
+
+class Ends:
+    """Two transports."""
+
+    def __init__(self) -> None:
+        self.received: list[Message] = []
+        self.resets: list[int] = []
+
+    def transport(
+        self, site: int, cluster: str = "test", known: Callable[[int], bool] = lambda site: True
+    ) -> Transport:
+        return Transport(site, cluster, self.received.append, self.resets.append, known, Random(site))
+
+
+def with_transports(
+    work: Callable[[Ends, Transport, Transport], Awaitable[None]], **options: Any
+) -> None:
+    async def both() -> None:
+        ends = Ends()
+        first, second = ends.transport(1), ends.transport(2, **options)
+        await first.start("127.0.0.1:0")
+        await second.start("127.0.0.1:0")
+        try:
+            first.set_peers({2: f"127.0.0.1:{second.port}"})
+            await work(ends, first, second)
+        finally:
+            await first.stop()
+            await second.stop()
+
+    run(both())
+
+
+BEAT = Heartbeat(2, 1, 1, 0, 0, 1)
+
+
+def test_messages_arrive_and_resets_are_told() -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        await until(lambda: first.connected(2))
+        assert ends.resets == [2, 2]
+        first.send([BEAT, BEAT._replace(round=2)])
+        await until(lambda: len(ends.received) == 2)
+        assert ends.received == [BEAT, BEAT._replace(round=2)]
+        await until(lambda: first.round_trip(2) is not None)
+        for connection in list(second.incoming):
+            connection.abort()
+        await until(lambda: len(ends.resets) >= 6)  # lost and made again, both of them
+        await until(lambda: first.connected(2))
+
+    with_transports(work)
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"cluster": "other"}, "cluster 'test' is not cluster 'other'"),
+        ({"known": lambda site: False}, "site 1 is not a member of the cluster"),
+    ],
+)
+def test_strangers_are_refused_with_a_reason_on_both_sides(
+    options: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        await until(lambda: reason in (first.problem(2) or ""))
+        assert not first.connected(2)
+
+    with_transports(work, **options)
+    assert f"connection refused: {reason}" in caplog.text
+    assert "not connected site=2" in caplog.text
+
+
+def test_the_wrong_site_at_an_address_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        first.set_peers({3: f"127.0.0.1:{second.port}"})
+        await until(lambda: "but this is site 2" in (first.problem(3) or ""))
+
+    with_transports(work)
+
+
+async def raw(port: int, *bodies: bytes) -> bytes:
+    """Say this to a transport; what it answers until it closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for body in bodies:
+        writer.write(body)
+    data = await reader.read()
+    writer.close()
+    return data
+
+
+def framed(*fields: object) -> bytes:
+    body: bytes = msgpack.packb(fields)
+    return LENGTH.pack(len(body)) + body
+
+
+def hello(version: int = PROTOCOL_VERSION, site: int = 1) -> bytes:
+    return framed(0, MAGIC, version, "test", site, 2, int(Channel.CONTROL), 77)
+
+
+def test_another_protocol_version_is_refused() -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        answer = await raw(second.port, hello(version=PROTOCOL_VERSION + 1))
+        assert f"protocol version {PROTOCOL_VERSION + 1} is spoken there".encode() in answer
+
+    with_transports(work)
+
+
+def test_a_second_daemon_with_the_same_site_id_is_refused() -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        assert b"another daemon calls itself site 2" in await raw(second.port, hello(site=2))
+
+    with_transports(work)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 100,
+        LENGTH.pack(5000) + b"x" * 5000,
+        LENGTH.pack(3) + b"\xc1\xc1\xc1",
+        framed(1, 2, 3),
+        framed(0, MAGIC, PROTOCOL_VERSION),
+        framed(0, MAGIC, PROTOCOL_VERSION, "test", "1", 2, 0, 0),
+        framed(0, MAGIC, PROTOCOL_VERSION, "test", 1, 2, 9, 0),
+        hello() + LENGTH.pack(1 << 31),
+        hello() + framed("x"),
+        hello() + framed(6, 2, 1, 1),
+        hello() + framed(6, 2, 3, 1, 0, 0, 1),
+        hello() + framed(102, "text"),
+        hello() + framed(3, 2, 1, 1, 0, 0, 0, 0, [b"\x00" * 64]),
+    ],
+    ids=range(14),
+)
+def test_garbage_closes_the_connection_and_harms_nothing(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        await until(lambda: first.connected(2))
+        with suppress(ConnectionError):
+            await raw(second.port, garbage)
+        assert ends.received == []
+        await until(lambda: first.connected(2))  # a handshake in its name took its place for a moment
+
+        def arrived() -> bool:
+            first.send([BEAT])
+            return BEAT in ends.received
+
+        await until(arrived)
+
+    with_transports(work)
+    assert "garbage received" in caplog.text
+
+
+def test_a_frame_may_arrive_byte_by_byte() -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        first.set_peers({})
+        reader, writer = await asyncio.open_connection("127.0.0.1", second.port)
+        for byte in hello() + framed(6, *BEAT) + framed(6, *BEAT):
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        await until(lambda: ends.received == [BEAT, BEAT])
+        writer.close()
+        del reader
+
+    with_transports(work)
+
+
+def test_gossip_reaches_the_peers() -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        first.publish(b"all is well")
+        assert second.status_of(1) is None
+        await until(lambda: second.status_of(1) is not None)
+        heard = second.status_of(1)
+        assert heard is not None
+        assert heard[0] == b"all is well"
+        assert 0 <= heard[1] < 5
+
+    with_transports(work)
+
+
+def test_bootstrap_refuses_another_configuration_on_disk(tmp_path: Path) -> None:
+    store = LevelDBStore(tmp_path, "test", 1)
+    bootstrap(store, members(3))
+    with pytest.raises(ConfigurationError, match="cannot be bootstrapped again"):
+        bootstrap(store, members(3))
+    store.write([Write(commit=1)])
+    store.close()

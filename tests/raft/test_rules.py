@@ -1,0 +1,666 @@
+"""The rules of docs/consensus.md, one test each, named after the rule."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import pytest
+
+from mysqlraft.raft import (
+    Change,
+    ConfigurationError,
+    HardState,
+    Limits,
+    NotLeader,
+    RaftCore,
+    Role,
+    Server,
+    Write,
+)
+from mysqlraft.raft.messages import (
+    AppendRequest,
+    AppendResponse,
+    CommitNotice,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    ReadIndexRequest,
+    ReadIndexResponse,
+    TimeoutNow,
+    VoteRequest,
+    VoteResponse,
+)
+from mysqlraft.raft.progress import ProgressState
+from tests.raft.cluster import LIMITS, Cluster, Driven, chained, configuration, proposal, store
+
+THREE = configuration(3)
+T = TypeVar("T")
+
+
+def is_leader(core: RaftCore) -> bool:
+    return core.role is Role.LEADER
+
+
+def of_type(messages: list[Message], kind: type[T]) -> list[T]:
+    return [message for message in messages if isinstance(message, kind)]
+
+
+# ---- elections ---------------------------------------------------------------------------------------------------
+
+
+def test_a_leader_is_elected_and_appends_a_noop_of_its_term() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(2)
+    assert leader.term == 2
+    assert [driven.core.leader for driven in cluster.sites.values()] == [2, 2, 2]
+    assert leader.log.term(2) == 2
+    assert {driven.core.commit_index for driven in cluster.sites.values()} == {2}
+
+
+def test_a_lone_voter_elects_itself_and_commits() -> None:
+    cluster = Cluster(configuration(1))
+    cluster.elect(1)
+    cluster.propose(1, b"x")
+    assert cluster.payloads(1) == [b"x"]
+
+
+def test_vote_and_term_are_one_record_synced_before_the_reply_leaves() -> None:
+    voter = Driven(1, store([1], THREE))
+    voter.core.step(VoteRequest(1, 2, 5, False, 9, 4, False))
+    assert voter.ready() == []
+    assert voter.disk.hard_state == HardState(1, 0)
+    assert voter.sync() == [VoteResponse(2, 1, 5, False, True)]
+    assert voter.disk.hard_state == HardState(5, 2)
+
+
+def test_a_vote_survives_a_restart() -> None:
+    voter = Driven(1, store([1], THREE))
+    voter.step(VoteRequest(1, 2, 5, False, 9, 4, False))
+    again = Driven(1, voter.disk)
+    assert again.step(VoteRequest(1, 3, 5, False, 9, 4, False)) == [VoteResponse(3, 1, 5, False, False)]
+
+
+def test_a_request_for_votes_leaves_only_when_the_own_vote_is_on_disk() -> None:
+    site = Driven(1, store([1], THREE))
+    while site.core.role is Role.FOLLOWER:
+        site.core.tick()
+    site.run()
+    site.core.step(VoteResponse(1, 2, 2, True, True))
+    assert site.core.role is Role.CANDIDATE
+    assert site.ready() == []
+    assert site.disk.hard_state.term == 1
+    assert {type(message) for message in site.sync()} == {VoteRequest}
+    assert site.disk.hard_state == HardState(2, 1)
+
+
+def test_the_own_vote_counts_only_when_it_is_on_disk() -> None:
+    site = Driven(1, store([1], configuration(1)))
+    while site.core.role is Role.FOLLOWER:
+        site.core.tick()
+    site.ready()
+    assert not is_leader(site.core)
+    site.sync()
+    assert is_leader(site.core)
+
+
+def test_a_log_that_is_behind_gets_no_vote() -> None:
+    voter = Driven(1, store([1, 2, 3], THREE))
+    refused = [VoteRequest(1, 2, 5, False, 2, 3, False), VoteRequest(1, 3, 6, False, 9, 2, False)]
+    for request in refused:
+        assert not of_type(voter.step(request), VoteResponse)[0].granted
+    assert of_type(voter.step(VoteRequest(1, 3, 7, False, 3, 3, False)), VoteResponse)[0].granted
+
+
+def test_pre_vote_raises_no_term() -> None:
+    cluster = Cluster(THREE)
+    cluster.elect(1)
+    cluster.cut(3)
+    cluster.tick(100)
+    assert cluster.sites[3].core.term == 2
+    cluster.heal()
+    cluster.tick(5)
+    assert cluster.sites[1].core.role is Role.LEADER
+    assert cluster.sites[3].core.leader == 1
+
+
+def test_leader_stickiness_a_greater_term_is_ignored_while_the_leader_lives() -> None:
+    cluster = Cluster(THREE)
+    cluster.elect(1)
+    follower = cluster.sites[2]
+    assert follower.step(VoteRequest(2, 3, 9, False, 99, 9, False)) == []
+    assert cluster.sites[1].step(VoteRequest(1, 3, 9, False, 99, 9, False)) == []
+    assert follower.core.term == 2
+    follower.core.step(VoteRequest(2, 3, 9, False, 99, 9, True))
+    assert follower.core.term == 9
+
+
+def test_check_quorum_a_leader_without_majority_steps_down() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    cluster.cut(1)
+    cluster.tick(2 * LIMITS.election_ticks)
+    assert leader.role is not Role.LEADER
+    assert {cluster.sites[2].core.role, cluster.sites[3].core.role} >= {Role.LEADER} or leader.leader == 0
+
+
+def test_check_quorum_nonvoters_do_not_count() -> None:
+    cluster = Cluster(configuration(3, 2))
+    leader = cluster.elect(1)
+    cluster.cut(1, 4, 5)
+    cluster.tick(2 * LIMITS.election_ticks)
+    assert leader.role is not Role.LEADER
+
+
+def test_a_nonvoter_never_campaigns() -> None:
+    cluster = Cluster(configuration(1, 1))
+    cluster.down.add(1)
+    cluster.tick(200)
+    assert cluster.sites[2].core.role is Role.FOLLOWER
+    assert cluster.sites[2].core.term == 1
+
+
+def test_a_removed_site_with_a_greater_term_cannot_disrupt() -> None:
+    cluster = Cluster(configuration(4))
+    leader = cluster.elect(1)
+    cluster.down.add(4)
+    leader.propose_change(Change.REMOVE, Server(4, "", ""), leader.configuration_index)
+    cluster.settle()
+    assert 4 not in leader.progress
+    for message in (
+        VoteRequest(1, 4, 50, False, 99, 50, False),
+        VoteRequest(1, 4, 50, True, 99, 50, False),
+        AppendResponse(1, 4, 50, 0, 0, True, 0, 0),
+        HeartbeatResponse(1, 4, 50, 0, 0),
+    ):
+        assert cluster.sites[1].step(message) == []
+    assert is_leader(leader)
+    assert leader.term == 2
+
+
+def test_a_nonvoter_with_a_greater_term_does_not_depose_the_leader() -> None:
+    """But the leader leads on in a term beyond it, since the nonvoter cannot follow a smaller one."""
+    cluster = Cluster(configuration(3, 1))
+    leader = cluster.elect(1)
+    cluster.propose(1, b"a")
+    ahead = cluster.sites[4]
+    cluster.sites[4] = Driven(4, store([1], configuration(3, 1), term=7))
+    ahead.disk.write([Write(HardState(7, 4))])
+    cluster.tick(3)
+    assert (leader.role, leader.term) == (Role.LEADER, 8)
+    cluster.propose(1, b"b")
+    assert cluster.payloads(4) == [b"a", b"b"]
+
+
+def test_a_site_whose_demotion_has_not_committed_may_still_campaign() -> None:
+    """Found by the simulator (seed 267): the log of the old leader was the only one complete enough to lead."""
+    cluster = Cluster(configuration(2))
+    leader = cluster.elect(1)
+    cluster.cut(1)
+    leader.propose_change(Change.DEMOTE, Server(1, "", ""), leader.configuration_index)
+    cluster.tick(3 * LIMITS.election_ticks)
+    cluster.heal()
+    cluster.tick(12 * LIMITS.election_ticks)
+    assert cluster.sites[2].core.role is Role.LEADER
+    assert cluster.sites[1].core.configuration == cluster.sites[2].core.configuration
+    assert not cluster.sites[1].core.is_voter
+
+
+# ---- the disk ----------------------------------------------------------------------------------------------------
+
+
+def test_a_leader_sends_entries_while_its_own_disk_still_writes() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    leader.propose([proposal(b"x")])
+    sent = of_type(cluster.sites[1].ready(), AppendRequest)
+    assert {message.to for message in sent} == {2, 3}
+    assert cluster.sites[1].disk.last_index == 2
+
+
+def test_a_leader_counts_its_own_log_only_as_far_as_it_is_on_disk() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    cluster.down.add(3)
+    leader.propose([proposal(b"x")])
+    (append,) = [m for m in of_type(cluster.sites[1].ready(), AppendRequest) if m.to == 2]
+    for message in cluster.sites[2].step(append):
+        leader.step(message)
+    assert leader.commit_index == 2
+    cluster.sites[1].sync()
+    assert leader.commit_index == 3
+
+
+def test_others_can_commit_what_the_leader_has_not_written_yet() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    leader.propose([proposal(b"x")])
+    for append in of_type(cluster.sites[1].ready(), AppendRequest):
+        for message in cluster.sites[append.to].step(append):
+            leader.step(message)
+    assert (leader.commit_index, leader.log.stable) == (3, 2)
+
+
+def test_an_append_is_acknowledged_only_when_it_is_on_disk() -> None:
+    follower = Driven(2, store([1], THREE))
+    entry = chained(1, 1, configured=THREE)[1]
+    request = AppendRequest(2, 1, 1, 0, 1, 1, 0, (entry,))
+    follower.core.step(request)
+    assert of_type(follower.ready(), AppendResponse) == []
+    follower.core.step(request)  # the same again, before the disk is done: no shortcut
+    assert of_type(follower.ready(), AppendResponse) == []
+    assert [answer.index for answer in of_type(follower.sync(), AppendResponse)] == [2, 2]
+
+
+def test_several_appends_become_one_write() -> None:
+    follower = Driven(2, store([1], THREE))
+    entries = chained(1, 1, 1, 1, configured=THREE)
+    for entry in entries[1:]:
+        follower.core.step(AppendRequest(2, 1, 1, 0, entry.index - 1, 1, 0, (entry,)))
+    ready = follower.core.ready()
+    assert ready is not None
+    assert ready.entries_to_append == entries[1:]
+    assert [message.index for message in of_type(ready.promises, AppendResponse)] == [2, 3, 4]
+
+
+def test_truncate_and_append_is_one_write() -> None:
+    follower = Driven(2, store([1, 2, 2, 2], THREE))
+    entries = chained(1, 2, 3, configured=THREE)
+    follower.core.step(AppendRequest(2, 1, 3, 0, 2, 2, 0, (entries[2],)))
+    follower.ready()
+    assert (follower.disk.last_index, follower.disk.unsynced) == (4, 1)
+    follower.disk.sync()
+    assert follower.disk.entries(1, 3, 10000) == entries
+    assert follower.disk.last_index == 3
+
+
+def test_an_older_write_says_nothing_about_what_replaced_it() -> None:
+    """An entry is written, truncated, and comes back: three writes under way. The first one's end proves nothing."""
+    follower = Driven(2, store([1], THREE))
+    first = chained(1, 1, 2, configured=THREE)
+    other = chained(1, 1, 3, configured=THREE)
+    follower.core.step(AppendRequest(2, 1, 2, 0, 1, 1, 0, tuple(first[1:])))
+    follower.ready()
+    follower.core.step(AppendRequest(2, 3, 3, 0, 2, 1, 0, (other[2],)))
+    follower.ready()
+    follower.core.step(AppendRequest(2, 1, 4, 0, 2, 1, 0, (first[2],)))
+    follower.ready()
+    oldest = follower.unsynced.pop(0)
+    follower.disk.sync()
+    follower.core.advance(oldest)
+    assert follower.core.log.stable < 3
+
+
+def test_nothing_is_said_in_a_term_that_is_not_on_disk() -> None:
+    follower = Driven(2, store([1], THREE))
+    follower.core.step(Heartbeat(2, 1, 9, 0, 0, 1))
+    assert follower.ready() == []
+    assert [message.term for message in follower.sync()] == [9]
+
+
+def test_a_hung_disk_loses_leadership() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    leader.propose([proposal(b"x")])
+    for _ in range(LIMITS.election_ticks + 1):
+        cluster.sites[1].core.tick()
+        for message in cluster.sites[1].ready():  # its messages leave, its writes do not return
+            for answer in cluster.sites[message.to].step(message):
+                leader.step(answer)
+    assert not is_leader(leader)
+    for _ in range(5 * LIMITS.election_ticks):
+        leader.tick()
+    assert leader.term == 2  # and it does not campaign before the disk is back
+    cluster.sites[1].sync()
+    for _ in range(5 * LIMITS.election_ticks):
+        leader.tick()
+    assert leader.role is Role.PRE_CANDIDATE
+
+
+# ---- replication and commitment ------------------------------------------------------------------------------------
+
+
+def test_entries_reach_every_site_and_commit() -> None:
+    cluster = Cluster(configuration(3, 1))
+    cluster.elect(3)
+    cluster.propose(3, *[b"%d" % number for number in range(100)])
+    for site in cluster.sites:
+        assert cluster.payloads(site) == [b"%d" % number for number in range(100)]
+
+
+def test_commit_is_announced_at_once_and_not_with_the_next_heartbeat() -> None:
+    cluster = Cluster(THREE)
+    cluster.elect(1)
+    cluster.propose(1, b"x")  # no tick
+    assert [driven.core.commit_index for driven in cluster.sites.values()] == [3, 3, 3]
+
+
+def test_follower_commits_only_what_this_leader_has_verified() -> None:
+    """scylla #9965: entries of an older leader beyond what the append covered must not be committed."""
+    follower = Driven(2, store([1, 2, 2, 2], THREE))
+    follower.step(AppendRequest(2, 1, 3, 0, 2, 2, 4, ()))
+    assert follower.core.commit_index == 2
+    follower.step(CommitNotice(2, 1, 3, 4))
+    follower.step(Heartbeat(2, 1, 3, 0, 4, 1))
+    assert follower.core.commit_index == 2
+    follower.step(AppendRequest(2, 1, 3, 0, 2, 2, 4, (chained(1, 2, 3, configured=THREE)[2],)))
+    assert follower.core.commit_index == 3
+
+
+def test_verification_is_forgotten_with_the_term() -> None:
+    follower = Driven(2, store([1, 2, 2], THREE))
+    follower.step(AppendRequest(2, 1, 2, 0, 3, 2, 1, ()))
+    follower.step(CommitNotice(2, 3, 3, 3))
+    assert follower.core.commit_index == 1
+
+
+def test_an_entry_of_an_older_term_is_not_committed_by_counting() -> None:
+    """Figure 8 of the Raft paper."""
+    cluster = Cluster(THREE, logs={1: [1, 2], 2: [1, 2], 3: [1]})
+    cluster.drop = lambda message: isinstance(message, AppendRequest) and any(e.term > 2 for e in message.entries)
+    leader = cluster.elect(1)
+    assert leader.progress[2].match == 2 or leader.progress[2].next_index <= 3
+    assert leader.commit_index == 0
+    cluster.heal()
+    cluster.tick(3)
+    assert leader.commit_index == 3
+
+
+def test_commit_never_goes_back() -> None:
+    follower = Driven(2, store([1, 1, 1], THREE))
+    follower.step(AppendRequest(2, 1, 1, 0, 3, 1, 3, ()))
+    follower.step(AppendRequest(2, 1, 1, 0, 1, 1, 1, ()), CommitNotice(2, 1, 1, 2), Heartbeat(2, 1, 1, 0, 0, 1))
+    assert follower.core.commit_index == 3
+
+
+def test_the_commit_index_survives_a_restart() -> None:
+    cluster = Cluster(THREE)
+    cluster.elect(1)
+    cluster.propose(1, b"x")
+    driven = cluster.sites[2]
+    hint = driven.core.commit_to_record()
+    assert hint is not None
+    assert not hint.must_sync
+    driven.disk.write([hint])
+    assert Driven(2, driven.disk).core.commit_index == 3
+
+
+def test_conflict_hints_skip_whole_terms() -> None:
+    cluster = Cluster(THREE, logs={1: [1, 4, 4, 5, 5, 5], 2: [1, 2, 2, 2, 2, 2, 2, 3, 3, 3], 3: [1]})
+    rejected = 0
+
+    def count(message: Message) -> bool:
+        nonlocal rejected
+        rejected += isinstance(message, AppendResponse) and message.rejected and message.sender == 2
+        return False
+
+    cluster.drop = count
+    cluster.elect(1)
+    cluster.tick(3)
+    ours, theirs = cluster.sites[1].core.log, cluster.sites[2].core.log
+    assert (theirs.last_index, theirs.last_chain) == (ours.last_index, ours.last_chain)
+    assert rejected <= 2
+
+
+def test_replication_is_pipelined_by_bytes() -> None:
+    limits = Limits(append_bytes=1000, probe_bytes=1000, window_bytes=3000)
+    cluster = Cluster(configuration(2), limits)
+    leader = cluster.elect(1)
+    leader.propose([proposal(b"x" * 900) for _ in range(10)])
+    sent = of_type(cluster.sites[1].ready(), AppendRequest)
+    assert [len(message.entries) for message in sent] == [1, 1, 1, 1]  # the one that crosses the limit still goes
+    assert leader.progress[2].inflights.full
+    (answer,) = of_type(cluster.sites[2].step(sent[0]), AppendResponse)
+    leader.step(answer)
+    assert len(of_type(cluster.sites[1].ready(), AppendRequest)) == 1
+
+
+def test_a_lost_append_is_repaired_by_the_next() -> None:
+    cluster = Cluster(THREE)
+    cluster.elect(1)
+    cluster.drop = lambda message: isinstance(message, AppendRequest) and message.to == 2
+    cluster.propose(1, b"lost")
+    cluster.heal()
+    cluster.propose(1, b"next")
+    assert cluster.payloads(2) == [b"lost", b"next"]
+
+
+def test_a_watchdog_resets_a_stalled_pipeline() -> None:
+    """hashicorp #612: the last append was lost, nothing follows it, and heartbeats are answered."""
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    cluster.drop = lambda message: isinstance(message, AppendRequest) and message.to == 2
+    cluster.propose(1, b"lost")
+    cluster.heal()
+    cluster.tick(LIMITS.watchdog_ticks + 5)
+    assert cluster.payloads(2) == [b"lost"]
+    assert leader.progress[2].state is ProgressState.REPLICATE
+
+
+def test_a_broken_connection_resets_the_pipeline_at_once() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    cluster.drop = lambda message: isinstance(message, AppendRequest) and message.to == 2
+    cluster.propose(1, b"lost")
+    cluster.heal()
+    leader.unreachable(2)
+    cluster.settle()
+    assert cluster.sites[2].core.log.last_index == 3
+
+
+def test_progress_carries_a_session_so_acks_from_before_a_removal_are_ignored() -> None:
+    """raft-rs #571: an acknowledgement of the removed member is not one of the member that took its place."""
+    cluster = Cluster(configuration(3, 1))
+    leader = cluster.elect(1)
+    cluster.propose(1, b"x")
+    stale = AppendResponse(1, 4, leader.term, leader.progress[4].session, 3, False, 0, 0)
+    leader.propose_change(Change.REMOVE, Server(4, "", ""), leader.configuration_index)
+    cluster.settle()
+    cluster.down.add(4)
+    leader.propose_change(Change.ADD_NONVOTER, Server(4, "new", "host9:1000"), leader.configuration_index)
+    cluster.settle()
+    cluster.sites[1].step(stale)
+    assert leader.progress[4].match == 0
+
+
+def test_a_log_that_differs_where_raft_says_it_cannot_is_found() -> None:
+    """Two founders with different first configurations: same index and term, different logs."""
+    from mysqlraft.raft.log import LogDivergence
+
+    follower = Driven(2, store([1], configuration(3)))
+    entry = chained(1, 1, configured=configuration(5))[1]
+    with pytest.raises(LogDivergence, match="bootstrapped with different configurations"):
+        follower.core.step(AppendRequest(2, 1, 1, 0, 1, 1, 0, (entry,)))
+
+
+def test_garbage_from_strangers_changes_nothing() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    before = (leader.term, leader.role, leader.commit_index)
+    cluster.sites[1].step(AppendResponse(1, 9, 2, 0, 1 << 40, False, 0, 0), VoteResponse(1, 2, 2, False, True))
+    cluster.sites[1].step(AppendResponse(1, 2, 2, leader.progress[2].session, 1 << 40, False, 0, 0))
+    assert (leader.term, leader.role, leader.commit_index) == before
+
+
+# ---- membership ----------------------------------------------------------------------------------------------------
+
+
+def test_membership_one_change_at_a_time() -> None:
+    cluster = Cluster(configuration(3, 1))
+    leader = cluster.elect(1)
+    cluster.down |= {2, 3}
+    leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
+    with pytest.raises(ConfigurationError, match="has not committed yet"):
+        leader.propose_change(Change.DEMOTE, Server(3, "", ""), leader.configuration_index)
+
+
+def test_membership_compare_and_set_on_the_configuration_index() -> None:
+    cluster = Cluster(configuration(3, 1))
+    leader = cluster.elect(1)
+    leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
+    cluster.settle()
+    with pytest.raises(ConfigurationError, match="the configuration changed"):
+        leader.propose_change(Change.REMOVE, Server(4, "", ""), 1)
+
+
+def test_membership_only_after_the_leaders_own_noop_has_committed() -> None:
+    """Ongaro's correction of 2015."""
+    cluster = Cluster(configuration(3, 1))
+    cluster.drop = lambda message: isinstance(message, AppendRequest)
+    leader = cluster.elect(1)
+    with pytest.raises(ConfigurationError, match="own term"):
+        leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
+    cluster.heal()
+    cluster.tick(2)
+    leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
+
+
+def test_membership_a_configuration_is_in_force_when_appended_and_rolled_back_when_truncated() -> None:
+    cluster = Cluster(configuration(3, 1))
+    leader = cluster.elect(1)
+    cluster.cut(1)
+    leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
+    cluster.settle()
+    assert leader.configuration == configuration(4)
+    cluster.tick(5 * LIMITS.election_ticks)
+    cluster.heal()
+    cluster.tick(2 * LIMITS.election_ticks)
+    assert leader.configuration == configuration(3, 1)
+
+
+def test_membership_a_leader_that_removes_itself_steps_down_when_that_commits() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    leader.propose_change(Change.REMOVE, Server(1, "", ""), 1)
+    cluster.settle()
+    assert leader.role is Role.FOLLOWER
+    cluster.tick(3 * LIMITS.election_ticks)
+    assert {Role.LEADER} <= {cluster.sites[site].core.role for site in (2, 3)}
+
+
+# ---- leadership transfer -------------------------------------------------------------------------------------------
+
+
+def test_transfer_goes_to_the_target_after_it_has_caught_up() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    assert leader.transfer(3) == 3
+    cluster.settle()
+    assert cluster.sites[3].core.role is Role.LEADER
+    assert leader.leader == 3
+
+
+def test_transfer_stops_proposals_first() -> None:
+    """hashicorp #696."""
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    cluster.down.add(3)
+    leader.transfer(3)
+    with pytest.raises(NotLeader):
+        leader.propose([proposal(b"x")])
+
+
+def test_transfer_is_bounded() -> None:
+    """hashicorp #487: a target that does not answer must not leave the cluster without proposals for long."""
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    cluster.down.add(3)
+    leader.transfer(3)
+    cluster.tick(LIMITS.election_ticks)
+    assert leader.accepts_proposals
+
+
+def test_transfer_flag_is_scoped_to_the_term() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    cluster.down.add(3)
+    leader.transfer(3)
+    leader.step(AppendRequest(1, 2, 5, 0, 0, 0, 0, ()))
+    assert leader.transferee == 0
+    cluster.down.clear()
+    cluster.tick(100)
+    new = next(driven.core for driven in cluster.sites.values() if driven.core.role is Role.LEADER)
+    assert new.accepts_proposals
+
+
+def test_transfer_not_to_a_nonvoter() -> None:
+    cluster = Cluster(configuration(2, 1))
+    leader = cluster.elect(1)
+    with pytest.raises(ConfigurationError, match="not another voter"):
+        leader.transfer(3)
+    assert cluster.sites[3].step(TimeoutNow(3, 1, leader.term)) == []
+
+
+# ---- linearizable reads --------------------------------------------------------------------------------------------
+
+
+def read_states(driven: Driven) -> list[tuple[object, int]]:
+    found: list[tuple[object, int]] = []
+    while (ready := driven.core.ready()) is not None:
+        found += [(state.context, state.index) for state in ready.read_states]
+        if ready.write is not None:
+            driven.disk.write([ready.write])
+        driven.core.advance(ready)
+    return found
+
+
+def test_read_index_needs_a_majority_to_confirm_the_leader() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    leader.read_index("a")
+    beats = of_type(cluster.sites[1].ready(), Heartbeat)
+    assert read_states(cluster.sites[1]) == []
+    (answer,) = of_type(cluster.sites[2].step(beats[0]), HeartbeatResponse)
+    leader.step(answer)
+    assert read_states(cluster.sites[1]) == [("a", 2)]
+
+
+def test_read_index_an_answer_to_an_older_round_confirms_nothing() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    leader.tick()
+    old = of_type(cluster.sites[1].ready(), Heartbeat)[0]
+    leader.read_index("a")
+    cluster.sites[1].ready()
+    for answer in of_type(cluster.sites[old.to].step(old), HeartbeatResponse):
+        leader.step(answer)
+    assert read_states(cluster.sites[1]) == []
+
+
+def test_read_index_waits_for_the_leaders_first_commit() -> None:
+    cluster = Cluster(THREE)
+    cluster.drop = lambda message: isinstance(message, AppendRequest)
+    leader = cluster.elect(1)
+    leader.read_index("a")
+    assert of_type(cluster.sites[1].run(), Heartbeat) == []
+    cluster.heal()
+    found: list[tuple[object, int]] = []
+    for _ in range(6):
+        leader.tick()
+        while (ready := leader.ready()) is not None:
+            found += [(state.context, state.index) for state in ready.read_states]
+            if ready.write is not None:
+                cluster.sites[1].disk.write([ready.write])
+            leader.advance(ready)
+            for message in ready.messages + ready.promises:
+                for answer in cluster.sites[message.to].step(message):
+                    leader.step(answer)
+    assert found == [("a", 2)]
+
+
+def test_read_index_of_a_follower_has_a_fresh_id_for_each_attempt() -> None:
+    """etcd #20418: the answer to one attempt must not be taken for that to another."""
+    cluster = Cluster(THREE)
+    cluster.elect(1)
+    follower = cluster.sites[2]
+    follower.core.read_index("first")
+    follower.core.read_index("second")
+    attempts = [message.attempt for message in of_type(follower.ready(), ReadIndexRequest)]
+    assert len(set(attempts)) == 2
+    follower.core.step(ReadIndexResponse(2, 1, 2, attempts[1], 2))
+    follower.core.step(ReadIndexResponse(2, 1, 2, attempts[1] + 1, 2))
+    assert read_states(follower) == [("second", 2)]
+    again = Driven(2, follower.disk, seed=99)
+    again.step(Heartbeat(2, 1, 2, 0, 2, 1))
+    again.core.read_index("third")
+    (request,) = of_type(again.ready(), ReadIndexRequest)
+    assert request.attempt not in attempts

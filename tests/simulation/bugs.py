@@ -1,0 +1,274 @@
+"""Bugs to plant, one at a time, to see whether the simulator finds them. Each is one that somebody once had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mysqlraft.raft import Entry, HardState, RaftCore, Ready, Role
+from mysqlraft.raft.core import NOBODY
+from mysqlraft.raft.forward import Forwarder, Intake
+from mysqlraft.raft.log import RaftLog
+from mysqlraft.raft.messages import AppendRequest, AppendResponse, Forward, ForwardStatus, VoteRequest, VoteResponse
+from mysqlraft.raft.quorum import agreed
+from mysqlraft.raft.sessions import SessionTable
+
+Plant = Callable[[Callable[[Any, str, Any], None]], None]
+
+BUGS: dict[str, Plant] = {}
+
+
+def bug(plant: Plant) -> Plant:
+    BUGS[plant.__name__.replace("_", " ")] = plant
+    return plant
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """The code has this bug for a while."""
+    undo: list[tuple[Any, str, Any]] = []
+
+    def patch(owner: Any, attribute: str, value: Any) -> None:
+        undo.append((owner, attribute, getattr(owner, attribute)))
+        setattr(owner, attribute, value)
+
+    BUGS[name](patch)
+    try:
+        yield
+    finally:
+        for owner, attribute, value in undo:
+            setattr(owner, attribute, value)
+
+
+@bug
+def the_vote_is_forgotten(patch: Any) -> None:
+    """The record on disk has the term and not the vote."""
+    ready = RaftCore.ready
+
+    def forgetful(self: RaftCore) -> Ready | None:
+        made = ready(self)
+        if made is not None and made.write is not None and made.write.hard_state is not None:
+            made.write = made.write._replace(hard_state=HardState(made.write.hard_state.term, NOBODY))
+        return made
+
+    patch(RaftCore, "ready", forgetful)
+
+
+@bug
+def messages_are_not_withheld(patch: Any) -> None:
+    ready = RaftCore.ready
+
+    def hasty(self: RaftCore) -> Ready | None:
+        made = ready(self)
+        if made is not None:
+            made.messages += made.promises
+            made.promises.clear()
+            if made.write is None and made in self._outstanding:
+                self._outstanding.remove(made)
+        return made
+
+    patch(RaftCore, "ready", hasty)
+
+
+@bug
+def acknowledged_before_it_is_on_disk(patch: Any) -> None:
+    def acknowledge(self: RaftCore, m: AppendRequest, index: int) -> None:
+        self._send(AppendResponse(m.sender, self.site, self.term, m.progress, index, False, 0, 0))
+
+    patch(RaftCore, "_acknowledge", acknowledge)
+
+
+@bug
+def the_leader_counts_what_it_has_not_written(patch: Any) -> None:
+    def on_disk(self: RaftCore, site: int) -> int:
+        return self.log.last_index if site == self.site else self.progress[site].match
+
+    patch(RaftCore, "_on_disk", on_disk)
+
+
+@bug
+def a_minority_is_enough_to_commit(patch: Any) -> None:
+    def maybe_commit(self: RaftCore) -> None:
+        index = sorted([self._on_disk(site) for site in self._voters()])[len(self._voters()) // 2 :][-1]
+        if index > self.log.commit and self.log.matches(index, self.term):
+            self._commit(index)
+
+    patch(RaftCore, "_maybe_commit", maybe_commit)
+
+
+@bug
+def entries_of_older_terms_are_committed_by_counting(patch: Any) -> None:
+    def maybe_commit(self: RaftCore) -> None:
+        if self._voters():
+            self._commit(agreed(self._voters(), self._on_disk))
+
+    patch(RaftCore, "_maybe_commit", maybe_commit)
+
+
+@bug
+def followers_commit_what_is_not_verified(patch: Any) -> None:
+    def learn(self: RaftCore, commit: int) -> None:
+        self._commit(min(commit, self.log.last_index))
+
+    patch(RaftCore, "_learn_commit", learn)
+
+
+@bug
+def verification_outlives_the_term(patch: Any) -> None:
+    become_follower = RaftCore._become_follower
+
+    def become(self: RaftCore, term: int, leader: int, reason: str) -> None:
+        verified = self._verified
+        become_follower(self, term, leader, reason)
+        self._verified = verified
+
+    patch(RaftCore, "_become_follower", become)
+
+
+@bug
+def votes_go_to_logs_that_are_behind(patch: Any) -> None:
+    patch(RaftLog, "up_to_date", lambda self, last_index, last_term: True)
+
+
+@bug
+def votes_go_to_the_longer_log_and_not_to_the_later_term(patch: Any) -> None:
+    patch(RaftLog, "up_to_date", lambda self, last_index, last_term: last_index >= self.last_index)
+
+
+@bug
+def two_votes_in_one_term(patch: Any) -> None:
+    def on_vote_request(self: RaftCore, m: VoteRequest) -> None:
+        if self.log.up_to_date(m.last_index, m.last_term):
+            if not m.pre:
+                self.vote = m.sender
+            self._promise(VoteResponse(m.sender, self.site, m.term, m.pre, True))
+
+    patch(RaftCore, "_on_vote_request", on_vote_request)
+    from mysqlraft.raft import core
+
+    handlers = core._HANDLERS
+    changed = {**handlers, VoteRequest: on_vote_request}
+    patch(core, "_HANDLERS", changed)
+
+
+@bug
+def a_previous_entry_of_another_term_will_do(patch: Any) -> None:
+    patch(RaftLog, "matches", lambda self, index, term: self.term(index) is not None)
+
+
+@bug
+def conflicting_entries_stay(patch: Any) -> None:
+    def merge(self: RaftLog, previous_index: int, entries: Sequence[Entry]) -> Sequence[Entry]:
+        new = [entry for entry in entries if entry.index > self.last_index]
+        self.append(new)
+        return new
+
+    patch(RaftLog, "merge", merge)
+
+
+@bug
+def every_append_truncates(patch: Any) -> None:
+    """A delayed, older append cuts off what came after it and was acknowledged."""
+
+    def merge(self: RaftLog, previous_index: int, entries: Sequence[Entry]) -> Sequence[Entry]:
+        if entries and entries[0].index <= self.last_index:
+            self.truncate(entries[0].index)
+        self.append(entries)
+        return entries
+
+    patch(RaftLog, "merge", merge)
+
+
+@bug
+def a_write_that_was_overtaken_counts(patch: Any) -> None:
+    """The end of an older write is taken for that of the entries which replaced it."""
+    advance = RaftCore.advance
+
+    def gullible(self: RaftCore, ready: Ready) -> None:
+        ready.truncations = self._truncations
+        if ready.write is not None and ready.write.entries and ready.write.entries[-1].index > self.log.last_index:
+            ready.truncations = -1
+        advance(self, ready)
+
+    patch(RaftCore, "advance", gullible)
+
+
+@bug
+def changes_before_the_leaders_first_commit(patch: Any) -> None:
+    """Two changes at a time, without regard to what is committed."""
+
+    def propose_change(self: RaftCore, change: Any, server: Any, expected_index: int) -> int:
+        if not self.accepts_proposals or self._configuration is None:
+            return 0
+        from mysqlraft.raft import EntryKind
+
+        self._append(EntryKind.CONFIGURATION, self._configuration.changed(change, server).encode())
+        self._adopt_configuration()
+        return self.log.last_index
+
+    patch(RaftCore, "propose_change", propose_change)
+
+
+@bug
+def reads_without_asking_anybody(patch: Any) -> None:
+    patch(RaftCore, "_round_answered", lambda self, site: self._round + 1)
+
+
+@bug
+def reads_before_the_leaders_first_commit(patch: Any) -> None:
+    from mysqlraft.raft.core import _PendingRead
+
+    def read(self: RaftCore, asker: int, context: Any) -> None:
+        self._heartbeat_due = True
+        self._reads_confirming.append(_PendingRead(self._round + 1, self.log.commit, asker, context))
+
+    patch(RaftCore, "_read", read)
+
+
+@bug
+def a_new_leader_does_not_make_it_start_again(patch: Any) -> None:
+    def follow(self: Forwarder, leader: int, term: int) -> None:
+        self._leader, self._term = leader, term
+
+    patch(Forwarder, "follow", follow)
+    patch(Forwarder, "tick", lambda self: None)
+
+
+@bug
+def the_intake_takes_what_leaves_a_gap(patch: Any) -> None:
+    admit = Intake.admit
+
+    def greedy(self: Intake, forward: Forward) -> tuple[list[Any], ForwardStatus | None]:
+        return admit(self, forward._replace(start=True))
+
+    patch(Intake, "admit", greedy)
+
+
+@bug
+def what_is_forwarded_twice_counts_twice(patch: Any) -> None:
+    def accept(self: SessionTable, origin: int, session: int, sequence: int) -> bool:
+        current, last = self._last.get(origin, (0, 0))
+        self._last[origin] = (session, sequence)
+        return (session, sequence) >= (current, last)
+
+    patch(SessionTable, "accept", accept)
+
+
+@bug
+def a_rejected_append_is_not_sent_again(patch: Any) -> None:
+    from mysqlraft.raft.progress import Progress
+
+    patch(Progress, "rejected", lambda self, index, agree: False)
+
+
+@bug
+def nobody_steps_down_without_a_majority(patch: Any) -> None:
+    """Harmless to safety; but a site whose leader is cut off from all others would wait for it for ever."""
+
+    def tick_leader(self: RaftCore) -> None:
+        self._heartbeat_due = True
+        self.transferee = NOBODY if self._transfer_elapsed > 5 else self.transferee
+
+    patch(RaftCore, "_tick_leader", tick_leader)
+    patch(RaftCore, "_hears_leader", lambda self: self.role is Role.LEADER)

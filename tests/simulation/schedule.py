@@ -1,0 +1,101 @@
+"""What goes wrong, and when: drawn from the seed before the run, so that a failing run's can be made smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+TICK = 10
+"""Units of virtual time per nominal tick."""
+
+
+class Event(NamedTuple):
+    """Something that is done to the cluster."""
+
+    time: int
+    what: str
+    site: int
+    other: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.time / TICK:7.1f}  {self.what} site={self.site} other={self.other} number={self.number}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The kind of weather."""
+
+    sites: int
+    voters: int
+    drop: float
+    """Probability that a message vanishes ..."""
+    duplicate: float
+    """... arrives twice."""
+    delay: int
+    """Messages take 1 to this long, drawn for each: so they overtake each other."""
+    sync: int
+    """A disk write takes 0 to this long."""
+    turn: int
+    """A site looks at its output 0 to this long after an input, and so sees several inputs at once."""
+    duration: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    profile: Profile
+    events: tuple[Event, ...]
+
+
+def draw(seed: int) -> Schedule:
+    """The schedule of a seed."""
+    random = Random(seed)
+    voters = random.choice((1, 2, 3, 3, 3, 3, 4, 5, 5))
+    sites = voters + random.choice((0, 0, 0, 1))
+    profile = Profile(
+        sites=sites,
+        voters=voters,
+        drop=random.choice((0.0, 0.0, 0.01, 0.05, 0.2)),
+        duplicate=random.choice((0.0, 0.02, 0.1)),
+        delay=random.choice((2, 5, 15, 40)),
+        sync=random.choice((0, 3, 10, 40)),
+        turn=random.choice((0, 0, 3)),
+        duration=random.choice((60, 120, 200)) * TICK,
+    )
+    events: list[Event] = []
+    ids = range(1, sites + 1)
+
+    def at() -> int:
+        return random.randrange(profile.duration)
+
+    for _ in range(random.randrange(10, 60)):
+        events.append(Event(at(), "propose", random.choice(ids), 0, random.randrange(1, 9)))
+    for _ in range(random.choice((0, 1, 3, 8))):
+        start = at()
+        site = random.choice(ids)
+        events.append(Event(start, "crash", site, 0, random.randrange(4)))
+        events.append(Event(start + random.randrange(1, 30 * TICK), "restart", site, 0, random.randrange(3)))
+    for _ in range(random.choice((0, 0, 1, 3, 6))):
+        start = at()
+        until = start + random.randrange(TICK, 40 * TICK)
+        kind = random.choice(("isolate", "cut", "cut-one-way", "split"))
+        site, other = random.choice(ids), random.choice(ids)
+        number = random.randrange(1, 1 << sites)
+        events.append(Event(start, kind, site, other, number))
+        events.append(Event(until, "heal", 0, 0, 0))
+    for _ in range(random.choice((0, 0, 1, 2))):
+        start = at()
+        site = random.choice(ids)
+        events.append(Event(start, "stall-disk", site, 0, random.randrange(TICK, 30 * TICK)))
+    for _ in range(random.choice((0, 1, 2, 5))):
+        events.append(Event(at(), "reset", random.choice(ids), random.choice(ids), 0))
+    for _ in range(random.choice((0, 0, 1, 4))):
+        events.append(Event(at(), "transfer", 0, random.choice((0, *ids)), 0))
+    for _ in range(random.choice((0, 2, 6))):
+        events.append(Event(at(), "read", random.choice(ids), 0, 0))
+    if sites > 2:
+        for _ in range(random.choice((0, 0, 0, 2, 6))):
+            events.append(Event(at(), "change", random.choice(ids), 0, random.randrange(3)))
+    events.sort()
+    return Schedule(profile, tuple(events))
