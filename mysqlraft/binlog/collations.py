@@ -35,7 +35,6 @@ Query = Callable[[str], Sequence[Sequence[Any]]]
 """Runs one statement on the site's server and returns its rows."""
 
 _NOT_ASCII = frozenset(("ucs2", "utf16", "utf16le", "utf32"))
-_MULTILEVEL = ("_0900_", "_uca1400_", "uca1400_")
 
 
 class Fold:
@@ -71,6 +70,7 @@ class Collations:
         self._query = query
         self._known: dict[int, tuple[str, str, int]] = {}
         self._folds: dict[int, Fold] = {}
+        self._level = ""
 
     def charset(self, collation: int) -> str:
         """The character set of a collation by its number.
@@ -96,6 +96,9 @@ class Collations:
         if collation not in self._known:
             widths = {str(row[0]): int(row[3]) for row in self._query("SHOW CHARACTER SET")}
             applicability = "information_schema.COLLATION_CHARACTER_SET_APPLICABILITY"
+            mariadb = "mariadb" in str(self._query("SELECT VERSION()")[0][0]).lower()
+            # MySQL ends each level with two zero bytes instead.
+            self._level = " LEVEL 1" if mariadb else ""
             columns = {str(row[0]).upper() for row in self._query(f"SHOW COLUMNS FROM {applicability}")}
             if "FULL_COLLATION_NAME" in columns:  # MariaDB >= 10.10
                 rows = self._query(f"SELECT ID, FULL_COLLATION_NAME, CHARACTER_SET_NAME FROM {applicability}")
@@ -114,23 +117,25 @@ class Collations:
     def _examine(self, name: str, charset: str, width: int) -> Fold:
         if name.endswith("_bin"):
             return self._binary(charset, width)
-        level = name.startswith("uca1400_") or any(mark in name for mark in _MULTILEVEL)
+        levels = "_0900_" in name
 
-        def weights(value: bytes, characters: int = 0) -> bytes:
+        def weights(value: bytes, characters: int = 0, *, trim: bool = False) -> bytes:
             text = f"_{charset} 0x{value.hex()} COLLATE {name}" if value else f"_{charset} '' COLLATE {name}"
             if characters:
                 text = f"LEFT({text}, {characters})"
-            found = self._query(f"SELECT WEIGHT_STRING({text})")[0][0] or b""
-            return _first_level(bytes(found)) if level else bytes(found)
+            if trim:
+                text = f"RTRIM({text})"
+            found = self._query(f"SELECT WEIGHT_STRING({text}{self._level})")[0][0] or b""
+            return _first_level(bytes(found)) if levels else bytes(found)
 
         if charset in _NOT_ASCII:
             space = weights(" ".encode({"utf16le": "utf-16-le", "utf32": "utf-32-be"}.get(charset, "utf-16-be")))
-            return Fold(lambda value, n: _strip(weights(value, n), space), None)
+            return Fold(lambda value, n: _strip(weights(value, n, trim=True), space), None)
         single = [weights(bytes((code,))) for code in range(128)]
         lengths = {len(weight) for weight in single if weight}
         sample = _sample()
         if len(lengths) != 1 or weights(sample) != b"".join(single[code] for code in sample):
-            return Fold(lambda value, n: _strip(weights(value, n), single[0x20]), None)
+            return Fold(lambda value, n: _strip(weights(value, n, trim=True), single[0x20]), None)
 
         (unit,) = lengths
         representative: dict[bytes, bytes] = {}
@@ -141,7 +146,7 @@ class Collations:
         pad = representative[single[0x20]]
 
         def whole(value: bytes, characters: int) -> bytes:
-            found = weights(value, characters)
+            found = weights(value, characters, trim=True)
             parts = (found[at : at + unit] for at in range(0, len(found), unit))
             return b"".join(representative.get(part) or b"\xff" + part for part in parts).rstrip(pad)
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from datetime import date
-from decimal import Decimal
 from typing import Any
 
-from mysqlraft.binlog.tablemap import BINARY_COLLATION, DIGIT_BYTES, Column, ColumnType, decimal_size
+from mysqlraft.binlog.tablemap import BINARY_COLLATION, DIGIT_BYTES, Column, ColumnType
 
 _T = ColumnType
 
@@ -61,6 +60,10 @@ def literal(column: Column, field: bytes, charset: Charset) -> str:
         shown = repr(_floating(column, value))
         return shown if "e" in shown else shown + "e0"
     number = scalar(column, value)
+    if column.type is _T.SET and int(number) >> 63 and column.collation is not None:
+        # As a number it would be compared with the sign bit.
+        chosen = (label for n, label in enumerate(column.labels) if int(number) >> n & 1)
+        return f"_{charset(column.collation)} 0x{b','.join(chosen).hex()}"
     return f"'{number}'" if column.type in _TEMPORAL else str(number)
 
 
@@ -89,7 +92,7 @@ def encode(column: Column, answer: Any) -> bytes | None:
         answer = answer.decode("ascii")
     try:
         return field_of(column, _encode(column, answer))
-    except (OverflowError, struct.error, ArithmeticError, ValueError, IndexError) as error:
+    except (OverflowError, struct.error, ValueError, IndexError) as error:
         if isinstance(error, ValueFormError):
             raise
         raise ValueFormError(f"{answer!r} is no value for column {column.name} ({column.type.name}): {error}") from None
@@ -113,7 +116,7 @@ def _encode(column: Column, answer: Any) -> bytes:
     if kind is _T.YEAR:
         return bytes((max(int(answer) - 1900, 0),))
     if kind is _T.NEWDECIMAL:
-        return _pack_decimal(Decimal(answer), column.precision, column.scale)
+        return _pack_decimal(str(answer), column.precision, column.scale)
     if kind in _TEMPORAL:
         return _pack_temporal(column, str(answer))
     raise ValueFormError(f"column {column.name}: a {kind.name} cannot be part of a key")
@@ -164,20 +167,20 @@ def unpack_decimal(value: bytes, precision: int, scale: int) -> str:
     return ("-" if negative else "") + before + ("." + text[whole:] if scale else "")
 
 
-def _pack_decimal(number: Decimal, precision: int, scale: int) -> bytes:
-    digits = format(abs(number), f".{scale}f").replace(".", "").zfill(precision)
-    if len(digits) > precision:
-        raise ValueFormError(f"{number} has more than {precision} digits")
+def _pack_decimal(text: str, precision: int, scale: int) -> bytes:
+    negative = text.startswith("-")
+    before, _, after = text.lstrip("-").partition(".")
     whole = precision - scale
+    digits = before.lstrip("0").zfill(whole) + after.ljust(scale, "0")
+    if len(digits) != precision or not digits.isdecimal():
+        raise ValueFormError(f"{text} does not fit DECIMAL({precision},{scale})")
     at, raw = 0, bytearray()
     for count in [whole % 9] + [9] * (whole // 9) + [9] * (scale // 9) + [scale % 9]:
         raw += int(digits[at : at + count] or "0").to_bytes(DIGIT_BYTES[count], "big")
         at += count
-    if number < 0:
+    if negative:
         raw = bytearray(byte ^ 0xFF for byte in raw)
     raw[0] ^= 0x80
-    if len(raw) != decimal_size(precision, scale):
-        raise ValueFormError(f"{number} does not fit DECIMAL({precision},{scale})")
     return bytes(raw)
 
 
