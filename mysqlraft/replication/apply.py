@@ -45,6 +45,7 @@ from mysqlraft.replication.certify import Verdict
 from mysqlraft.replication.conflicts import ConflictWriter
 from mysqlraft.replication.entry import Payload, PayloadError, PayloadKind, kind_of
 from mysqlraft.replication.policy import Policy, last_write_wins
+from mysqlraft.replication.recent import RecentEntries
 from mysqlraft.replication.state import LogEntry, ReplicationState, StateError, Step, StepKind
 from mysqlraft.replication.tables import LocalTables, TableMismatch
 
@@ -153,6 +154,7 @@ class Applier:
         self._stop = threading.Event()
         self._changed = threading.Event()
         self._source = ServerKeySource(self._connect)
+        self._recent = RecentEntries()
         self._tables = LocalTables(self._source)
         self._conflicts: ConflictWriter | None = None
         self._session: Session | None = None
@@ -233,7 +235,7 @@ class Applier:
     # Going on.
 
     def _apply(self, state: ReplicationState) -> None:
-        self._conflicts = ConflictWriter(self._source, partial(_read_entry, state))
+        self._conflicts = ConflictWriter(self._source, partial(_read_entry, state, self._recent))
         mariadb = self._with_session(lambda session: session.mariadb)
         lanes = Lanes(mariadb, self._tables, self._conflicts, self._policy)
         builder = BatchBuilder(state, lanes)
@@ -291,6 +293,8 @@ class Applier:
         finally:
             new = entry.index > self._last_stepped
             self._last_stepped = max(self._last_stepped, entry.index)
+        if step.kind is StepKind.UNITS and step.payload is not None:
+            self._recent.add(entry.index, step.payload, len(entry.payload))
         if new and self._on_step is not None:
             self._on_step(entry, step, builder.state)
         return step
@@ -472,6 +476,7 @@ class Applier:
             self._writer.forget()
 
 
-def _read_entry(state: ReplicationState, index: int) -> Iterator[Payload]:
+def _read_entry(state: ReplicationState, recent: RecentEntries, index: int) -> Iterator[Payload]:
     """The payloads that the writer at `index` consists of."""
-    return state.parts(state.indices_of(index))
+    payload = recent.get(index)
+    return state.parts(state.indices_of(index)) if payload is None else iter((payload,))

@@ -1,17 +1,18 @@
 """Committed entries into batches: what one server transaction of apply holds, ready to be sent.
 
-A batch is a run of entries. Their rows become BINLOG statements of the fast lane, merged across units; a unit that has
-to go by the careful lane stands between them in its place, so the order of the log is kept.
+A batch is a run of entries. Their rows become BINLOG statements of the fast lane, merged across units; what is in
+conflict stands between them in its place, as a statement of its own or by the careful lane: the log's order is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 
 from mysqlraft.replication.certify import Verdict
 from mysqlraft.replication.conflicts import Conflict, ConflictWriter
-from mysqlraft.replication.entry import Change, Flavour, Payload, Unit
+from mysqlraft.replication.entry import Change, ChangeKind, Flavour, Payload, Unit
 from mysqlraft.replication.policy import Certification, Decision, Policy
 from mysqlraft.replication.row_events import Item, Statement, StatementBuilder
 from mysqlraft.replication.state import LogEntry, ReplicationState, Step, StepKind
@@ -25,7 +26,7 @@ Work = Statement | Item
 class Batch:
     """Entries `first` to `index`; ``state`` is the state dumped at `index`. ``work`` may be iterated over again.
 
-    ``units`` counts those that are written, ``careful`` those of them that go by the careful lane.
+    ``units`` counts those that are written, ``careful`` those of them that are in conflict or written again.
     """
 
     first: int
@@ -52,7 +53,9 @@ class Lanes:
         """What this site writes for the unit."""
         return self._policy(unit, certification)
 
-    def work(self, payload: Payload, changes: Iterable[Change], committed_at: int, careful: bool) -> Iterator[Work]:
+    def work(
+        self, payload: Payload, changes: Iterable[Change], committed_at: int, certification: Certification
+    ) -> Iterator[Work]:
         """The changes as work; the fast lane may hold the last of it back until `flush`.
 
         Raises:
@@ -63,16 +66,20 @@ class Lanes:
                 f"rows of a {payload.flavour.name} server cannot be written to a {self._flavour.name} server: "
                 "all sites of a cluster must be of one kind"
             )
-        if careful:
-            yield from self.flush()
         for change in changes:
             table = payload.tables[change.table]
             self._tables.check(table)
             item = Item(table, change, committed_at)
-            if careful:
+            lane = _lane(certification, change.kind)
+            if lane is not _Lane.FAST:
+                yield from self.flush()
+            if lane is _Lane.CAREFUL:
                 yield item
-            elif (statement := self._builder.add(item)) is not None:
+                continue
+            if (statement := self._builder.add(item)) is not None:
                 yield statement
+            if lane is _Lane.ALONE:
+                yield from self.flush()
 
     def flush(self) -> Iterator[Statement]:
         statement = self._builder.finish()
@@ -98,10 +105,29 @@ def _located(parts: Iterable[tuple[Payload, Unit]]) -> Iterator[tuple[bytes, Cha
             yield payload.tables[change.table], change, unit.committed_at
 
 
-def is_careful(certification: Certification) -> bool:
-    """A conflict, and what this site writes again: its rows are in the table already."""
+class _Lane(Enum):
+    """How a change goes to the server: merged with others, as a statement of its own, or row by row."""
+
+    FAST = "fast"
+    ALONE = "alone"
+    CAREFUL = "careful"
+
+
+def is_contended(certification: Certification) -> bool:
+    """A conflict, and what this site writes again: other rows than its origin's may be in the table."""
     verdict = certification.verdict
     return verdict is Verdict.CONFLICT or (certification.own and verdict is Verdict.REASSERT)
+
+
+def _lane(certification: Certification, kind: ChangeKind) -> _Lane:
+    """The quickest lane that is likely to succeed: strict success is right whichever it was, see `careful_lane`.
+
+    Most conflicts are updates of a row that is there, and these the fast lane overwrites. They stand alone, so that
+    one that fails takes no others with it. What a site inserted itself is still there when it inserts it again.
+    """
+    if not is_contended(certification):
+        return _Lane.FAST
+    return _Lane.CAREFUL if certification.own and kind is ChangeKind.WRITE else _Lane.ALONE
 
 
 class LargeWork:
@@ -116,7 +142,7 @@ class LargeWork:
         lanes.reset()
         for payload, unit in self._parts():
             changes = lanes.decide(unit, certification).changes
-            yield from lanes.work(payload, changes, unit.committed_at, is_careful(certification))
+            yield from lanes.work(payload, changes, unit.committed_at, certification)
         yield from lanes.flush()
 
     def batch(self) -> Batch:
@@ -127,7 +153,7 @@ class LargeWork:
         batch.conflicts += self._lanes.conflicts(0, self._parts(), certification, decision.resolution)
         if not certification.own or certification.verdict is not Verdict.CLEAN:
             batch.work = self
-            batch.units, batch.careful = 1, int(is_careful(certification))
+            batch.units, batch.careful = 1, int(is_contended(certification))
         return batch
 
     def _parts(self) -> Iterator[tuple[Payload, Unit]]:
@@ -181,10 +207,9 @@ class BatchBuilder:
             batch.conflicts += lanes.conflicts(number, [(payload, unit)], certification, decision.resolution)
         if not decision.changes:
             return
-        careful = is_careful(certification)
-        self._work += lanes.work(payload, decision.changes, unit.committed_at, careful)
+        self._work += lanes.work(payload, decision.changes, unit.committed_at, certification)
         batch.units += 1
-        batch.careful += careful
+        batch.careful += is_contended(certification)
         batch.rows += sum([change.count for change in decision.changes])
 
     def take(self) -> Batch:

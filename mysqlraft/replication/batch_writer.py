@@ -19,6 +19,8 @@ from mysqlraft.replication.row_events import Item, Statement, statements
 PACKET = 8 << 20
 """Bytes of statements sent together. Below every server's max_allowed_packet."""
 _CONFLICTS_TOGETHER = 50
+_AFTER_A_FAILURE = 32
+"""Statements sent together once one of their packet has failed."""
 
 _Piece = bytes | Statement
 
@@ -93,18 +95,32 @@ class BatchWriter:
 
     def _repair(self, pieces: Sequence[_Piece], error: StatementError) -> None:
         """Goes on after the statement that failed, once its rows are written otherwise."""
-        failed = pieces[error.position]
+        at = error.position
+        self._rewrite(pieces[at], error)
+        at += 1
+        while at < len(pieces):
+            # Where one fails others do: what comes after a failure is sent again, so little goes out at a time.
+            together = pieces[at : at + _AFTER_A_FAILURE]
+            try:
+                self._session.run([_sql(piece) for piece in together])
+                at += len(together)
+            except StatementError as failure:
+                at += failure.position
+                self._rewrite(pieces[at], failure)
+                at += 1
+
+    def _rewrite(self, failed: _Piece, error: StatementError) -> None:
+        """Writes the rows of the statement that failed otherwise."""
         if not isinstance(failed, Statement) or not row_error(error):
             raise error
         items = failed.items
         if len(items) == 1:
             self.fallbacks += 1
             self._careful.apply(items[0])
-        else:
-            middle = len(items) // 2
-            for half in (items[:middle], items[middle:]):
-                self._run(statements(self._session.mariadb, half))
-        self._run(pieces[error.position + 1 :])
+            return
+        middle = len(items) // 2
+        for half in (items[:middle], items[middle:]):
+            self._run(statements(self._session.mariadb, half))
 
 
 def _ending(conflicts: Iterable[Conflict]) -> list[_Piece]:

@@ -24,7 +24,7 @@ IMAGE_CHARACTERS = 16 << 10
 """Longer images are cut, and say so."""
 CONFLICTS_PER_UNIT = 1000
 """More are not described; the last one says so."""
-_REMEMBERED = 32
+_REMEMBERED = 256
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """Entries whose rows are kept while conflicts with them are described."""
 
@@ -53,13 +53,23 @@ class Conflict:
     resolution: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Written:
-    """What an entry last did to a key: the row that holds it afterwards, None if none does."""
+    """What an entry last did to a key: ``row`` holds it afterwards, None if none does; then it was ``gone``."""
 
     row: Image | None
-    shown: str | None
+    gone: Image | None
+    shape: _Shape | None
     committed_at: int
+
+    @property
+    def shown(self) -> str | None:
+        """The row, or the one that is gone. Few of an entry's rows are ever asked for."""
+        if self.shape is None:
+            return None
+        if self.row is not None:
+            return self.shape.shown(self.row, after=True)
+        return self.shape.shown(self.gone, after=False)
 
 
 class ConflictWriter:
@@ -149,8 +159,8 @@ class ConflictWriter:
 
 
 def _note(found: dict[int, _Written], shape: _Shape, row: _Row, committed_at: int) -> None:
-    gone = _Written(None, shape.shown(row.before, after=False) if row.after is None else None, committed_at)
-    holds = _Written(row.after, shape.shown(row.after, after=True), committed_at) if row.after is not None else None
+    gone = _Written(None, row.before if row.after is None else None, shape, committed_at)
+    holds = _Written(row.after, None, shape, committed_at) if row.after is not None else None
     for position, key in row.keys:
         if position < 0:
             found[key] = gone
@@ -190,7 +200,7 @@ def _meetings(row: _Row, writers: dict[int, tuple[int, int]], written: dict[int,
     for position, key in row.keys:
         if key in writers:
             index, origin = writers[key]
-            outcome = written.get(key) or _Written(None, None, 0)
+            outcome = written.get(key) or _Written(None, None, None, 0)
             met.setdefault((index, outcome.row), _Meeting(position, index, origin, outcome))
     found = list(met.values())
     several = sum(one.written.row is not None for one in found) > 1
