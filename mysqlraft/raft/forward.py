@@ -21,6 +21,8 @@ from mysqlraft.raft.entry import payload_checksum
 from mysqlraft.raft.messages import Forward, ForwardStatus, Proposal
 
 NOBODY = 0
+MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
+"""No proposal is larger: it has to fit into one frame, with room for others in the same buffers."""
 PROPOSAL_OVERHEAD = 300
 """Bytes that a kept proposal takes beside its payload."""
 
@@ -72,8 +74,10 @@ class Forwarder:
         the first sequence of a session (as far as this object knows it) may be any, all before it being committed;
         a sequence that was proposed before changes nothing.
 
-        Raises ValueError for an older session, or a sequence that leaves a gap.
+        Raises ValueError for an older session, a sequence that leaves a gap, and a payload that is too large.
         """
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"a payload of {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} fit into one entry")
         if session < self.session:
             raise ValueError(f"session {session} is older than the current one, {self.session}")
         if session > self.session:

@@ -31,6 +31,7 @@ from mysqlraft.raft.transport import Transport
 logger = logging.getLogger(__name__)
 
 HANDOVER_SECONDS = 1.0
+LAST_WRITE_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -53,10 +54,10 @@ class _Writer:
         """Calls `done(error or None)` on the loop when the writes are durable."""
         self._work.put((writes, done))
 
-    def stop(self) -> None:
-        """Wait for what is under way."""
+    def stop(self, done: Any) -> None:
+        """Calls `done(None)` on the loop when all that was asked for is written."""
+        self._work.put(([], done))
         self._work.put(None)
-        self._thread.join()
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
@@ -149,7 +150,7 @@ class Node:
             self._ticker.cancel()
         await self.transport.stop()
         if self._writer is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._writer.stop)
+            await self._finish_writing(self._writer)
         stopped = ConnectionError("the node has stopped")
         for waiter in self._waiters:
             if not waiter.future.done():
@@ -157,6 +158,17 @@ class Node:
         for read in self._reads:
             if not read.done():
                 read.set_exception(stopped)
+
+    @staticmethod
+    async def _finish_writing(writer: _Writer) -> None:
+        """Bounded: a disk that hangs must not keep the daemon from exiting."""
+        written = asyncio.Event()
+        writer.stop(lambda error: written.set())
+        try:
+            async with asyncio.timeout(LAST_WRITE_SECONDS):
+                await written.wait()
+        except TimeoutError:
+            logger.error("the last write did not return within %.0f s: leaving without it", LAST_WRITE_SECONDS)
 
     @property
     def failed(self) -> asyncio.Future[None]:
@@ -310,7 +322,11 @@ class Node:
         # After a stall (a suspended machine, a long pause) time is not caught up: that would start elections.
         self._next_tick = max(self._next_tick + self._tick_seconds, loop.time())
         self._ticker = loop.call_at(self._next_tick, self._tick)
-        self._participant.tick()
+        try:
+            self._participant.tick()
+        except Exception as error:
+            self._fail(error)
+            return
         self._pump()
         if not self._writing and not self._queue and (commit := self._core.commit_to_record()) is not None:
             self._start_write([commit], [])
@@ -320,7 +336,7 @@ class Node:
             return
         try:
             self._participant.step(message)
-        except (StoreError, LogDivergence, ConfigurationError, AssertionError) as error:
+        except Exception as error:
             self._fail(error)
         self._schedule_pump()
 
@@ -348,7 +364,7 @@ class Node:
             while (ready := self._participant.ready()) is not None:
                 messages += ready.messages
                 self._take(ready)
-        except (StoreError, LogDivergence) as error:
+        except Exception as error:
             self._fail(error)
             return
         # The disk first: it works while the messages are packed and sent.
@@ -399,9 +415,13 @@ class Node:
         if self._stopped or self.failed.done():
             return
         promises: list[Message] = []
-        for ready in batch:
-            self._participant.advance(ready)
-            promises += ready.promises
+        try:
+            for ready in batch:
+                self._participant.advance(ready)
+                promises += ready.promises
+        except Exception as failure:
+            self._fail(failure)
+            return
         self.transport.send(promises)
         self._pump()
 
@@ -416,10 +436,14 @@ class Node:
                 waiter.future.set_result(None)
 
     def _fail(self, error: Exception) -> None:
-        """This site can no longer keep its promises: it says nothing more."""
+        """This site can no longer keep its promises: it says nothing more. Any exception out of the pure part is of
+        this kind, expected or not: it leaves a state that nobody has thought about."""
         if self.failed.done():
             return
-        logger.critical("raft stopped site=%d reason=%r", self.site, str(error))
+        expected = isinstance(error, StoreError | LogDivergence | ConfigurationError)
+        logger.critical(
+            "raft stopped site=%d reason=%r", self.site, str(error), exc_info=None if expected else error
+        )
         self.failed.set_exception(error)
         self.failed.exception()  # whoever awaits it still gets it; this only keeps asyncio from complaining
         if self._ticker is not None:

@@ -56,8 +56,9 @@ class Channel(IntEnum):
 SILENCE_SECONDS = {Channel.CONTROL: 5.0, Channel.BULK: 30.0}
 """A connection without any answer for this long is dead, whatever TCP thinks. (After a cut, TCP itself may wait for
 minutes before it tries again.) Bulk is given longer: its pings queue behind the data."""
-BUFFER_BYTES = {Channel.CONTROL: 1024 * 1024, Channel.BULK: 64 * 1024 * 1024}
-"""More than this unsent, and the connection is given up. Raft's windows keep the bulk well below it."""
+BUFFER_BYTES = {Channel.CONTROL: 1024 * 1024, Channel.BULK: 96 * 1024 * 1024}
+"""More than this unsent, and the connection is given up. Raft's windows keep the bulk below it, even when each of
+them is overshot by one entry of the greatest size (forward.MAX_PAYLOAD_BYTES)."""
 
 
 class _Frames(asyncio.Protocol):
@@ -291,7 +292,7 @@ class _Link:
             problem = refused
         except TimeoutError:
             problem = f"no answer within {HANDSHAKE_SECONDS:.0f} s"
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one, a certificate that is not
             problem = str(error)
         finally:
             if connection is not None and (not connection.greeted.done() or connection.greeted.result() is not None):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mysqlraft.raft import SessionTable
-from mysqlraft.raft.forward import PROPOSAL_OVERHEAD, Forwarder, Intake
+from mysqlraft.raft.forward import MAX_PAYLOAD_BYTES, PROPOSAL_OVERHEAD, Forwarder, Intake
 from mysqlraft.raft.messages import Forward, ForwardStatus
 
 LEADER, ORIGIN, TERM = 1, 2, 5
@@ -111,6 +111,11 @@ def test_a_repetition_changes_nothing_and_a_gap_is_refused() -> None:
     assert len(ours) == 1
     with pytest.raises(ValueError, match="does not follow"):
         ours.propose(1, 6, b"x")
+
+
+def test_a_payload_that_fits_into_no_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most"):
+        forwarder().propose(1, 1, bytes(MAX_PAYLOAD_BYTES + 1))
 
 
 def forward(first: int, count: int = 1, start: bool = False, session: int = 1, origin: int = ORIGIN) -> Forward:

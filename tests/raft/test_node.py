@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -240,6 +241,63 @@ def test_a_storage_error_is_fatal(caplog: pytest.LogCaptureFixture) -> None:
 
     run(work())
     assert "no space left" in caplog.text
+
+
+def test_an_exception_nobody_thought_of_is_fatal(caplog: pytest.LogCaptureFixture) -> None:
+    """It has left the core in a state that nobody has thought of either."""
+
+    async def work() -> None:
+        configuration = members(1)
+        store = MemoryStore()
+        bootstrap(store, configuration)
+        node = Node(1, "test", store, configuration.servers[1].address, tick_seconds=TICK)
+        await node.start()
+
+        def broken(message: Message) -> None:
+            raise KeyError("a bug")
+
+        node._participant.step = broken  # type: ignore[method-assign]
+        node._on_message(BEAT)
+        with pytest.raises(KeyError):
+            await node.failed
+        await node.stop()
+
+    run(work())
+    assert "raft stopped" in caplog.text
+
+
+class HangingStore(MemoryStore):
+    """A disk that does not come back from a write, until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hangs = threading.Event()
+        self.release = threading.Event()
+
+    def write(self, writes: Any) -> None:
+        if self.hangs.is_set():
+            self.release.wait(20)
+        super().write(writes)
+
+
+def test_a_hung_disk_keeps_neither_the_loop_nor_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mysqlraft.raft.node.LAST_WRITE_SECONDS", 0.05)
+
+    async def work() -> None:
+        configuration = members(1)
+        store = HangingStore()
+        bootstrap(store, configuration)
+        node = Node(1, "test", store, configuration.servers[1].address, tick_seconds=TICK)
+        await node.start()
+        await until(lambda: node.role is Role.LEADER)
+        store.hangs.set()
+        node.propose(1, 1, b"x")
+        await until(lambda: node.role is not Role.LEADER)  # its clock goes on, and it gives up its office
+        assert node.status()["storage_stalled"]
+        await node.stop()
+        store.release.set()
+
+    run(work())
 
 
 def test_a_waiter_is_told_when_the_node_stops(tmp_path: Path) -> None:

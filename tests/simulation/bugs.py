@@ -181,20 +181,6 @@ def every_append_truncates(patch: Any) -> None:
 
 
 @bug
-def a_write_that_was_overtaken_counts(patch: Any) -> None:
-    """The end of an older write is taken for that of the entries which replaced it."""
-    advance = RaftCore.advance
-
-    def gullible(self: RaftCore, ready: Ready) -> None:
-        ready.truncations = self._truncations
-        if ready.write is not None and ready.write.entries and ready.write.entries[-1].index > self.log.last_index:
-            ready.truncations = -1
-        advance(self, ready)
-
-    patch(RaftCore, "advance", gullible)
-
-
-@bug
 def changes_before_the_leaders_first_commit(patch: Any) -> None:
     """Two changes at a time, without regard to what is committed."""
 

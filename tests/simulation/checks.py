@@ -22,11 +22,6 @@ class Violation(AssertionError):
     """Something that must never happen has happened."""
 
 
-def require(condition: bool, text: str) -> None:
-    if not condition:
-        raise Violation(text)
-
-
 class Checks:
     """The omniscient observer of one cluster."""
 
@@ -58,33 +53,35 @@ class Checks:
 
     def _elected(self, site: Site, term: int) -> None:
         other = self.leaders.setdefault(term, site.id)
-        require(other == site.id, f"election safety: sites {other} and {site.id} both lead term {term}")
+        if other != site.id:
+            raise Violation(f"election safety: sites {other} and {site.id} both lead term {term}")
         core = site.participant.core
         if self.committed:
             last = self.committed[-1]
             held = core.log.last_index >= last.index and core.log.entry(last.index).chain == last.chain
-            if core.role is Role.LEADER and core.term == term:
-                require(held, f"leader completeness: site {site.id} leads term {term} without committed {last}")
+            if core.role is Role.LEADER and core.term == term and not held:
+                raise Violation(f"leader completeness: site {site.id} leads term {term} without committed {last}")
 
     def _appended(self, site: Site, entry: Entry) -> None:
         chain = self._chains.setdefault((entry.index, entry.term), entry.chain)
-        require(
-            chain == entry.chain,
-            f"log matching: site {site.id} has a different log up to ({entry.index}, {entry.term}) than another",
-        )
+        if chain != entry.chain:
+            raise Violation(f"log matching: site {site.id} has another log up to {entry} than somebody else")
 
     def _commit(self, site: Site) -> None:
         core = site.participant.core
         commit = core.log.commit
-        require(commit >= site.commit, f"commit of site {site.id} went back from {site.commit} to {commit}")
+        if commit < site.commit:
+            raise Violation(f"commit of site {site.id} went back from {site.commit} to {commit}")
+        leads = core.term if core.role is Role.LEADER else 0
+        led, site.led = site.led, leads
         if commit == site.commit:
             return
+        if leads and leads == led and core.log.term(commit) != core.term:
+            raise Violation(f"site {site.id} leads term {core.term} and commits {core.log.entry(commit)} by counting")
         for index in range(site.commit + 1, min(commit, len(self.committed)) + 1):
             entry, true = core.log.entry(index), self.committed[index - 1]
-            require(
-                entry.chain == true.chain,
-                f"state machine safety: site {site.id} commits {entry} at {index}, where {true} was committed",
-            )
+            if entry.chain != true.chain:
+                raise Violation(f"state machine safety: site {site.id} commits {entry}, where {true} was committed")
         while len(self.committed) < commit:
             entry = core.log.entry(len(self.committed) + 1)
             self._majority_holds(core, entry)
@@ -109,13 +106,15 @@ class Checks:
         if entry.kind is not EntryKind.DATA:
             return
         key = (entry.origin, entry.session, entry.sequence)
-        require(self.proposed.get(key) == entry.payload, f"{entry} was never proposed so")
+        if self.proposed.get(key) != entry.payload:
+            raise Violation(f"{entry} was never proposed so")
         session, last = self.sessions.last(entry.origin)
         if self.sessions.accept(*key):
             self.accepted += 1
         else:
             old = entry.session < session or (entry.session == session and entry.sequence <= last)
-            require(old, f"forwarding: gap before {entry}, the last of its origin was {session}/{last}")
+            if not old:
+                raise Violation(f"forwarding: gap before {entry}, the last of its origin was {session}/{last}")
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -123,42 +122,36 @@ class Checks:
         """A message leaves a site: all that it promises has to be on its disk by now."""
         durable = site.store.hard_state
         pre = isinstance(message, VoteRequest | VoteResponse) and message.pre
-        require(
-            pre or message.term <= durable.term,
-            f"site {site.id} speaks in term {message.term}, but its disk knows only {durable.term}: {message}",
-        )
+        if not pre and message.term > durable.term:
+            raise Violation(f"site {site.id} speaks in a term that its disk does not know, {durable.term}: {message}")
         if isinstance(message, VoteResponse) and message.granted and not message.pre:
             self._voted(site, message.term, message.to)
         elif isinstance(message, VoteRequest) and not message.pre:
             self._voted(site, message.term, site.id)
         elif isinstance(message, AppendResponse) and not message.rejected:
             self._acknowledged(site, message)
-        elif isinstance(message, Forward):
-            require(message.sender == site.id, f"site {site.id} forwards for another: {message}")
+        elif isinstance(message, Forward) and message.sender != site.id:
+            raise Violation(f"site {site.id} forwards for another: {message}")
 
     def _voted(self, site: Site, term: int, candidate: int) -> None:
         first = self._votes.setdefault((site.id, term), candidate)
-        require(first == candidate, f"site {site.id} voted for both {first} and {candidate} in term {term}")
+        if first != candidate:
+            raise Violation(f"site {site.id} voted for both {first} and {candidate} in term {term}")
         durable = site.store.hard_state
-        require(
-            durable.term > term or durable == (term, candidate),
-            f"the vote of site {site.id} for {candidate} in term {term} is not on its disk: {durable}",
-        )
+        if durable.term <= term and durable != (term, candidate):
+            raise Violation(f"the vote of site {site.id} for {candidate} in term {term} is not on its disk: {durable}")
 
     def _acknowledged(self, site: Site, message: AppendResponse) -> None:
-        require(
-            message.index <= site.store.last_index,
-            f"site {site.id} acknowledges {message.index}, but its disk ends at {site.store.last_index}",
-        )
+        if message.index > site.store.last_index:
+            raise Violation(f"site {site.id} says it has {message.index}, its disk ends at {site.store.last_index}")
         leader = self._sites[message.to]
         if not leader.alive or message.index == 0:
             return
         core = leader.participant.core
-        if core.role is Role.LEADER and core.term == message.term and message.index <= core.log.last_index:
-            require(
-                durable_chain(site.store, message.index) == core.log.entry(message.index).chain,
-                f"site {site.id} acknowledges {message.index} to {message.to}, but holds another entry on disk",
-            )
+        if core.role is not Role.LEADER or core.term != message.term or message.index > core.log.last_index:
+            return
+        if durable_chain(site.store, message.index) != core.log.entry(message.index).chain:
+            raise Violation(f"site {site.id} acknowledges {message.index} to {message.to}, but holds another on disk")
 
 
 def durable_chain(store: MemoryStore, index: int) -> int | None:

@@ -84,6 +84,16 @@ def draw(seed: int) -> Schedule:
         number = random.randrange(1, 1 << sites)
         events.append(Event(start, kind, site, other, number))
         events.append(Event(until, "heal", 0, 0, 0))
+    for _ in range(random.choice((0, 0, 2, 5, 9))):
+        # Whoever leads then: these make logs that differ, which is where the difficult rules are needed.
+        start = at()
+        until = start + random.randrange(TICK, 30 * TICK)
+        kind = random.choice(("crash-leader", "isolate-leader", "whisper-leader", "whisper-leader"))
+        events.append(Event(start, "propose-leader", 0, 0, random.randrange(1, 5)))
+        events.append(Event(start + random.randrange(3), kind, 0, random.choice(ids), random.randrange(4)))
+        events.append(Event(start + random.randrange(5), "propose-leader", 0, 0, random.randrange(1, 5)))
+        events.append(Event(until, "heal", 0, 0, 0))
+        events.append(Event(until + random.randrange(5), "restart-all", 0, 0, random.randrange(3)))
     for _ in range(random.choice((0, 0, 1, 2))):
         start = at()
         site = random.choice(ids)

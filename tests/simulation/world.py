@@ -25,7 +25,7 @@ from mysqlraft.raft import (
     bootstrap,
 )
 from mysqlraft.raft.messages import Message
-from tests.simulation.checks import Checks, Violation, require
+from tests.simulation.checks import Checks, Violation
 from tests.simulation.schedule import TICK, Event, Schedule
 
 LIMITS = Limits(
@@ -55,6 +55,8 @@ class Site:
         self.incarnation = 0
         self.commit = 0
         """The greatest commit index seen in this incarnation."""
+        self.led = 0
+        """The term that it led when it was last looked at, 0 if it did not lead."""
         self.session = 1
         self.sequence = 0
         self.period = world.random.choice((8, 9, 10, 10, 10, 11, 12))
@@ -71,6 +73,7 @@ class Site:
 
     def crash(self, survivors: int) -> None:
         self.alive = False
+        self.led = 0
         self.incarnation += 1
         self.outstanding.clear()
         self._turn_pending = False
@@ -122,10 +125,10 @@ class Site:
             for transition in ready.transitions:
                 world.note("site", self.id, transition)
             for read in ready.read_states:
-                require(
-                    read.index >= read.context,
-                    f"linearizable read: site {self.id} may read at {read.index}, {read.context} was committed before",
-                )
+                if read.index < read.context:
+                    raise Violation(
+                        f"linearizable read: site {self.id} may read at {read.index}, {read.context} was committed"
+                    )
             for message in ready.messages:
                 world.send(self, message)
             if ready.write is not None or ready.promises:
@@ -255,11 +258,26 @@ class World:
             self._cut.clear()
         elif event.what == "transfer":
             self._transfer(event.other)
+        elif event.what == "restart-all":
+            for each in self.sites.values():
+                if not each.alive:
+                    each.restart(event.number)
+        elif event.what.endswith("-leader"):
+            self._apply_to_leaders(event)
         elif event.what == "split":
             inside = {number for number in self.sites if event.number >> (number - 1) & 1}
             self._cut |= {(a, b) for a in self.sites for b in self.sites if (a in inside) != (b in inside)}
         elif site is not None:
             self._apply_to(site, event)
+
+    def _apply_to_leaders(self, event: Event) -> None:
+        for site in self._leaders():
+            if event.what == "whisper-leader":
+                # It reaches only one other site, and that one only it.
+                pair = {site.id, event.other}
+                self._cut |= {(a, b) for a in self.sites for b in self.sites if (a in pair) != (b in pair)}
+            else:
+                self._apply_to(site, event._replace(what=event.what.removesuffix("-leader")))
 
     def _apply_to(self, site: Site, event: Event) -> None:
         others = [number for number in self.sites if number != site.id]
