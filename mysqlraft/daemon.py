@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from contextlib import AsyncExitStack
 from typing import Any
@@ -71,9 +72,9 @@ def open_store(settings: Config) -> tuple[LevelDBStore, bool]:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = LevelDBStore(settings.data_dir, settings.cluster.id, settings.own.id)
     except WrongDirectory as error:
-        raise StartError(f"data_dir {settings.data_dir}: {error}", EXIT_CONFIGURATION) from None
+        raise StartError(f"data_dir: {error}", EXIT_CONFIGURATION) from None
     except (StoreError, OSError) as error:
-        raise StartError(f"data_dir {settings.data_dir}: {error}", EXIT_STORAGE) from None
+        raise StartError(f"data_dir: {error}", EXIT_STORAGE) from None
     try:
         return store, bootstrap(store, founding_members(settings))
     except ConfigurationError as error:
@@ -81,7 +82,7 @@ def open_store(settings: Config) -> tuple[LevelDBStore, bool]:
         raise StartError(f"cluster.sites: {error}", EXIT_CONFIGURATION) from None
     except StoreError as error:
         store.close()
-        raise StartError(f"data_dir {settings.data_dir}: {error}", EXIT_STORAGE) from None
+        raise StartError(f"data_dir: {error}", EXIT_STORAGE) from None
 
 
 def run(settings: Config) -> int:
@@ -161,13 +162,13 @@ class Daemon:
         try:
             await node.start()
         except OSError as error:
-            raise StartError(f"listen {settings.bind}: {error.strerror or error}", EXIT_ADDRESS) from None
+            raise StartError(f"listen {settings.bind}: {_reason(error)}", EXIT_ADDRESS) from None
         stack.push_async_callback(node.stop)
         listen = settings.admin.listen
         try:
             await admin.start(listen.host, listen.port)
         except OSError as error:
-            raise StartError(f"admin.listen {listen}: {error.strerror or error}", EXIT_ADDRESS) from None
+            raise StartError(f"admin.listen {listen}: {_reason(error)}", EXIT_ADDRESS) from None
         stack.push_async_callback(admin.stop)
         self._keep(stack, self._publish())
         self._keep(stack, self._watchdog())
@@ -254,3 +255,8 @@ class Daemon:
         logger.info("reloaded changed=%s", ",".join(changed) or "nothing")
         if Reload.REPLICA in changed.values() or self._supervisor.status["state"] == State.STOPPED:
             await self._supervisor.reload(new)
+
+
+def _reason(error: OSError) -> str:
+    """Without the address, which asyncio would name again."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)

@@ -135,6 +135,7 @@ class Replica:
             self._report()
             self._wake.wait(REPORT_SECONDS)
             self._wake.clear()
+        self._report()
         link.open_session(None)
         if self._capture is not None:
             self._capture.stop()

@@ -1,0 +1,406 @@
+"""The daemon on a real server: start and stop, signals, and what it does when something is wrong or dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mysqlraft.admin.status import own
+from mysqlraft.daemon import EXIT_ADDRESS, EXIT_CONFIGURATION
+from mysqlraft.sandbox.cluster import Cluster, ClusterSite
+from mysqlraft.sandbox.servers import Installation
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 40.0) -> Any:
+    """Waits until ``condition()`` is true, and returns what it returned."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if found := condition():
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+
+
+def row(site: ClusterSite) -> dict[str, Any]:
+    """The site's row in its own daemon's status; empty while there is no answer."""
+    try:
+        return own(site.daemon.status())
+    except (OSError, ValueError):
+        return {}
+
+
+def state(site: ClusterSite, wanted: str) -> dict[str, Any]:
+    """Waits for a state of the site's replication."""
+    last: dict[str, Any] = {}
+
+    def reached() -> dict[str, Any] | None:
+        nonlocal last
+        last = row(site)
+        return last if last.get("state") == wanted else None
+
+    try:
+        found: dict[str, Any] = until(reached, f"state {wanted}")
+    except AssertionError:
+        pytest.fail(f"state {wanted} is not reached, but {last}{site.daemon.log_tail(30)}")
+    print(f"{site.name}: {found['state']} {found['reason']}")
+    return found
+
+
+def ask(site: ClusterSite, page: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(site.daemon.admin + page, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def sql(site: ClusterSite, *statements: str) -> Any:
+    with site.server.connect() as connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def configure(site: ClusterSite, section: str | None, **values: Any) -> None:
+    """Changes keys in the site's file."""
+    written = yaml.safe_load(site.daemon.config.read_text())
+    (written if section is None else written.setdefault(section, {})).update(values)
+    site.daemon.config.write_text(yaml.safe_dump(written))
+
+
+def log(site: ClusterSite) -> str:
+    return site.daemon.log.read_text()
+
+
+@pytest.fixture
+def make(installation: Installation, tmp_path: Path) -> Iterator[Callable[[int], Cluster]]:
+    made: list[Cluster] = []
+
+    def one(sites: int) -> Cluster:
+        made.append(Cluster.create(installation, tmp_path / "cluster", sites=sites, links=False))
+        made[-1].start_servers()
+        return made[-1]
+
+    yield one
+    for cluster in made:
+        cluster.close()
+
+
+@pytest.fixture
+def site(make: Callable[[int], Cluster]) -> ClusterSite:
+    """A cluster of one site: the server runs, the daemon does not yet."""
+    return make(1)[1]
+
+
+def test_a_life(site: ClusterSite) -> None:
+    """Start, pages, memory, reload, stop."""
+    site.daemon.start()
+    found = state(site, "running")
+    assert found["role"] == "leader"
+    sql(site, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)", "INSERT INTO shop.t VALUES (1), (2)")
+    until(lambda: row(site)["units"]["captured"] == 1 and row(site)["pending"] == 0, "the unit comes back")
+    assert ask(site, "/healthz") == (200, "ok\n")
+    assert until(lambda: ask(site, "/readyz") == (200, "ready\n"), "ready")
+    assert "mysqlraft_units_captured_total 1\n" in ask(site, "/metrics")[1]
+    assert row(site)["capture"]["file"].startswith("binlog.")
+
+    pids = (site.daemon.pid, site.daemon.replica_pid)
+    resident = 0
+    for pid in pids:
+        status = Path(f"/proc/{pid}/status").read_text()
+        resident += int(status.split("VmRSS:")[1].split()[0]) << 10
+    print(f"both processes idle: {resident >> 20} MiB")
+    assert resident < 150_000_000
+
+    begun = time.monotonic()
+    assert site.daemon.stop() == 0
+    took = time.monotonic() - begun
+    print(f"SIGTERM to the end: {took:.2f} s")
+    assert took < 8
+    assert "daemon: stopped" in log(site)
+    assert "Traceback" not in log(site)
+
+
+def test_reload(site: ClusterSite) -> None:
+    site.daemon.start()
+    state(site, "running")
+    pid, replica = site.daemon.pid, site.daemon.replica_pid
+    assert pid is not None
+
+    def reload() -> None:
+        os.kill(pid, signal.SIGHUP)
+
+    configure(site, "log", level="debug")
+    reload()
+    until(lambda: "reloaded changed=log.level" in log(site), "the log level taken")
+    assert site.daemon.replica_pid == replica, "the replica process had no part in it"
+
+    configure(site, "raft", tick_ms=60)
+    configure(site, "log", level="warning")
+    reload()
+    until(lambda: "reload refused, nothing changed: raft.tick_ms takes a restart" in log(site), "a refusal")
+
+    configure(site, "raft", tick_ms="often")
+    reload()
+    until(lambda: "reload refused, nothing changed: " in log(site) and "'often' is not allowed" in log(site), "refusal")
+
+    configure(site, "raft", tick_ms=50)
+    configure(site, "log", level="info")
+    configure(site, "apply", batch_rows=77)
+    reload()
+    until(lambda: site.daemon.replica_pid not in (replica, None), "another replica process")
+    state(site, "running")
+    assert site.daemon.pid == pid
+
+
+def test_killed_processes(make: Callable[[int], Cluster]) -> None:
+    """Either process killed, again and again, under writes: nothing lost, nothing twice."""
+    cluster = make(2)
+    cluster.start_daemons()
+    for one in cluster:
+        state(one, "running")
+    here, there = cluster[1], cluster[2]
+    sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY, site INT)")
+    sql(here, "CREATE TABLE shop.log (n INT AUTO_INCREMENT PRIMARY KEY, a INT, site INT)")
+    until(lambda: sql(there, "SHOW TABLES FROM mysqlraft") and _has(there, "shop", "log"), "the tables")
+    written = 0
+    for number in range(8):
+        for one in cluster:
+            for _ in range(25):
+                written += 1
+                with one.server.connect(autocommit=False) as connection, connection.cursor() as cursor:
+                    cursor.execute("INSERT INTO shop.t VALUES (%s, %s)", (written, one.number))
+                    cursor.execute("INSERT INTO shop.log (a, site) VALUES (%s, %s)", (written, one.number))
+                    connection.commit()
+        victim = cluster[1 + number // 2 % 2]
+        if number % 2:
+            assert victim.daemon.kill_replica()
+        else:
+            victim.daemon.kill()
+            victim.daemon.start()
+    count = "SELECT COUNT(*), COUNT(DISTINCT a), (SELECT COUNT(*) FROM shop.t) FROM shop.log"
+    wanted = [((written,) * 3,)] * len(cluster)
+    until(lambda: [sql(one, count) for one in cluster] == wanted, f"{written} rows at both", 60)
+    checks = [sql(one, "CHECKSUM TABLE shop.t, shop.log") for one in cluster]
+    assert checks[0] == checks[1]
+    for one in cluster:
+        state(one, "running")
+    print(f"{written} transactions, 8 kills")
+
+
+def _has(site: ClusterSite, schema: str, table: str) -> bool:
+    found = sql(
+        site,
+        f"SELECT 1 FROM information_schema.tables WHERE table_schema = '{schema}' AND table_name = '{table}'",
+    )
+    return bool(found)
+
+
+def test_the_server_restarts(site: ClusterSite) -> None:
+    site.daemon.start()
+    state(site, "running")
+    replica = site.daemon.replica_pid
+    sql(site, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)")
+    site.server.kill()
+    found = state(site, "retrying")
+    assert found["reason"]
+    assert ask(site, "/healthz")[0] == 200
+    assert ask(site, "/readyz")[0] == 503
+    site.server.start()
+    state(site, "running")
+    sql(site, "INSERT INTO shop.t VALUES (1)")
+    until(lambda: row(site)["units"]["captured"] == 1 and row(site)["pending"] == 0, "the unit comes back")
+    assert site.daemon.replica_pid == replica, "it mended itself"
+
+
+def test_no_server_at_the_start(site: ClusterSite) -> None:
+    site.server.stop()
+    site.daemon.start()
+    assert "the server at" in state(site, "retrying")["reason"]
+    site.server.start()
+    state(site, "running")
+
+
+def test_an_unfit_server_is_named_and_waited_for(site: ClusterSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    sql(site, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT)")
+    site.daemon.start()
+    reason = state(site, "stopped")["reason"]
+    assert reason.startswith("the server is not fit to be replicated: shop.t has no primary key; `mysqlraft check`")
+    sql(site, "ALTER TABLE shop.t ADD PRIMARY KEY (a)")
+    state(site, "running")
+
+
+def test_a_lost_binlog_stops_the_site_and_says_so(site: ClusterSite) -> None:
+    site.daemon.start()
+    state(site, "running")
+    sql(site, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)")
+    until(lambda: row(site)["applied"] and row(site)["lag"]["entries"] == 0, "all applied")
+    site.daemon.stop()
+    sql(
+        site, "INSERT INTO shop.t VALUES (1)", "FLUSH BINARY LOGS", "INSERT INTO shop.t VALUES (2)", "FLUSH BINARY LOGS"
+    )
+    last = sql(site, "SHOW BINARY LOGS")[-1][0]
+    sql(site, f"PURGE BINARY LOGS TO '{last}'")
+    site.daemon.start()
+    reason = state(site, "stopped")["reason"]
+    assert "the server no longer has its binlog from" in reason
+    assert ask(site, "/healthz")[0] == 200, "consensus goes on"
+    until(lambda: "replication state=stopped" in log(site), "the reason in the log")
+
+
+def test_two_sites_one_without_its_daemon(make: Callable[[int], Cluster]) -> None:
+    """What the others see of a site that is gone."""
+    cluster = make(2)
+    cluster.start_daemons()
+    state(cluster[1], "running")
+    until(lambda: _other(cluster[1])["state"] == "running", "the other site runs")
+    cluster[2].daemon.kill()
+    until(lambda: _other(cluster[1])["state"] == "silent", "the other site is silent")
+    other = _other(cluster[1])
+    assert other["reason"].startswith("not heard of for")
+    assert other["applied"] is not None, "what it said last stays"
+
+
+def _other(site: ClusterSite) -> dict[str, Any]:
+    other: dict[str, Any] = site.daemon.status()["sites"][1]
+    return other
+
+
+# How it ends when it cannot begin. These need no server.
+
+
+def settings(directory: Path, **changes: Any) -> Path:
+    written: dict[str, Any] = {
+        "cluster": {"id": "test", "sites": [{"id": 1, "name": "tokyo", "address": f"127.0.0.1:{_free()}"}]},
+        "site": "tokyo",
+        "data_dir": str(directory / "log"),
+        "admin": {"listen": f"127.0.0.1:{_free()}"},
+        "mysql": {"socket": str(directory / "absent.sock"), "user": "root"},
+        **changes,
+    }
+    path = directory / "tokyo.yaml"
+    path.write_text(yaml.safe_dump(written))
+    return path
+
+
+def _free() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(path: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "mysqlraft", "run", "--config", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}) as daemon:
+        try:
+            yield daemon
+        finally:
+            daemon.kill()
+
+
+def ended(path: Path) -> tuple[int, str]:
+    with running(path) as daemon:
+        _, errors = daemon.communicate(timeout=30)
+    print(errors)
+    assert "Traceback" not in errors
+    return daemon.returncode, errors
+
+
+def test_other_members(tmp_path: Path) -> None:
+    path = settings(tmp_path)
+    with running(path) as daemon:
+        assert daemon.stderr is not None
+        assert any("bootstrapped members=1=tokyo" in line for line in daemon.stderr)
+        daemon.terminate()
+        assert daemon.wait(20) == 0
+    members = yaml.safe_load(path.read_text())["cluster"]
+    members["sites"].append({"id": 2, "name": "oslo", "address": f"127.0.0.1:{_free()}"})
+    status, errors = ended(settings(tmp_path, cluster=members))
+    assert status == EXIT_CONFIGURATION
+    assert "cluster.sites: this site was bootstrapped with {1=tokyo@" in errors
+    status, errors = ended(settings(tmp_path, cluster={**members, "id": "other"}))
+    assert status == EXIT_CONFIGURATION
+    assert "data_dir" in errors
+
+
+@pytest.mark.parametrize("key", ["listen", "admin"])
+def test_an_address_in_use(key: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, errors = ended(settings(tmp_path, **{key: address if key == "listen" else {"listen": address}}))
+    assert status == EXIT_ADDRESS
+    assert f"listen {address}: Address already in use" in errors
+
+
+def test_a_second_daemon_in_the_same_directory(tmp_path: Path) -> None:
+    path = settings(tmp_path)
+    with running(path) as first:
+        assert first.stderr is not None
+        assert any("bootstrapped" in line for line in first.stderr)
+        status, errors = ended(settings(tmp_path))
+        assert status == EXIT_CONFIGURATION
+        assert "data_dir" in errors
+        first.terminate()
+        assert first.wait(20) == 0
+
+
+def test_a_wrong_configuration(tmp_path: Path) -> None:
+    assert ended(settings(tmp_path, nonsense=1))[0] == EXIT_CONFIGURATION
+
+
+def test_the_service_manager_is_told(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        told: list[str] = []
+
+        def wait_for(line: str) -> None:
+            while line not in told:
+                told.extend(manager.recv(65536).decode().splitlines())
+
+        path = settings(tmp_path)
+        with running(path, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="900000") as daemon:
+            wait_for("READY=1")
+            wait_for("WATCHDOG=1")
+            told.clear()
+            wait_for("WATCHDOG=1")
+            told.clear()
+            daemon.send_signal(signal.SIGHUP)
+            wait_for("RELOADING=1")
+            wait_for("READY=1")
+            assert any(line.startswith("MONOTONIC_USEC=") for line in told)
+            daemon.terminate()
+            wait_for("STOPPING=1")
+            assert daemon.wait(20) == 0
+        print(*(line for line in told if line.startswith("STATUS=")), sep="\n")
+
+
+def test_status_as_json(site: ClusterSite) -> None:
+    site.daemon.start()
+    state(site, "running")
+    command = [sys.executable, "-m", "mysqlraft", "status", "--config", str(site.daemon.config)]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["sites"][0]["name"] == site.name
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(done.stdout)
+    assert done.stdout.startswith("cluster sandbox: leader tokyo, term ")
