@@ -2,7 +2,7 @@
 
 Reading, error messages, ``mysqlraft config``, and the test that holds docs/configuration.md and configs/example.yaml to
 the code all follow from these declarations. A password is not read with the file but when a connection needs it: so
-``mysqlraft status`` works for a user who may not see it, and a rotated password needs no reload.
+``mysqlraft status`` works for a user who may not see it.
 """
 
 # ruff: noqa: RUF009 (key() and section() make dataclass fields)
