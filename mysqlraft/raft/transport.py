@@ -205,6 +205,11 @@ class _Outgoing(_Frames):
         self._ping = 0
         self._ping_at = 0.0
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the peer took us. The future is cancelled when its answer did not come in time."""
+        return self.greeted.done() and not self.greeted.cancelled() and self.greeted.result() is None
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if not self.greeted.done():
@@ -295,7 +300,7 @@ class _Link:
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be one, a certificate that is not
             problem = str(error)
         finally:
-            if connection is not None and (not connection.greeted.done() or connection.greeted.result() is not None):
+            if connection is not None and not connection.accepted:
                 connection.abort()
         return None, problem
 
