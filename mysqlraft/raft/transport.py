@@ -42,7 +42,7 @@ MAX_FRAME_BYTES = 128 * 1024 * 1024
 """No frame of a peer's is longer. One large entry has to fit."""
 MAX_HELLO_BYTES = 4096
 HANDSHAKE_SECONDS = 5.0
-PING_SECONDS = 1.0
+MAX_STATUS_BYTES = 256 * 1024
 GOSSIP_SECONDS = 1.0
 BACKOFF_SECONDS = (0.05, 2.0)
 """Wait before dialling again: at first, doubling, at most; each drawn between half of it and all of it."""
@@ -53,6 +53,8 @@ class Channel(IntEnum):
     BULK = 1
 
 
+PING_SECONDS = {Channel.CONTROL: 1.0, Channel.BULK: 5.0}
+"""By channel. The control channel's pings also measure the round trip."""
 SILENCE_SECONDS = {Channel.CONTROL: 5.0, Channel.BULK: 30.0}
 """A connection without any answer for this long is dead, whatever TCP thinks. (After a cut, TCP itself may wait for
 minutes before it tries again.) Bulk is given longer: its pings queue behind the data."""
@@ -308,7 +310,7 @@ class _Link:
         """Until the connection is lost: why it was."""
         while True:
             connection.ping()
-            await asyncio.wait([connection.lost], timeout=PING_SECONDS)
+            await asyncio.wait([connection.lost], timeout=PING_SECONDS[self.channel])
             if connection.lost.done():
                 return "the connection was lost"
             if time.monotonic() - connection.heard_at > SILENCE_SECONDS[self.channel]:
@@ -412,7 +414,10 @@ class Transport:
             self._links[site][channel].send_bodies(bodies)
 
     def publish(self, status: bytes) -> None:
-        """Tell all peers this status within a second, and from then on every second."""
+        """Tell all peers this status within a second, and from then on every second. Raises ValueError if it is too
+        large to travel beside heartbeats."""
+        if len(status) > MAX_STATUS_BYTES:
+            raise ValueError(f"a status of {len(status)} bytes; at most {MAX_STATUS_BYTES} are allowed")
         self._status = status
 
     def status_of(self, site: int) -> tuple[bytes, float] | None:
@@ -463,8 +468,16 @@ class Transport:
         self._status_of[site] = (status, time.monotonic())
 
     def link_reset(self, link: _Link) -> None:
-        if self._links.get(link.site, {}).get(link.channel) is link:
-            self._on_reset(link.site)
+        """A connection was made, or lost."""
+        links = self._links.get(link.site, {})
+        if links.get(link.channel) is not link:
+            return
+        if link.channel is Channel.CONTROL and link.connection is None:
+            # The same path is dead for the data, only that this would be noticed much later.
+            bulk = links[Channel.BULK].connection
+            if bulk is not None:
+                bulk.abort()
+        self._on_reset(link.site)
 
     async def _keep_house(self) -> None:
         """Gossip, and close incoming connections whose other end has vanished."""

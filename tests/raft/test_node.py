@@ -402,6 +402,17 @@ def test_messages_arrive_and_resets_are_told() -> None:
     with_transports(work)
 
 
+def test_a_dead_control_connection_takes_the_bulk_connection_with_it() -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        await until(lambda: first.connected(2))
+        bulk = next(each for each in second.incoming if each.channel is Channel.BULK)
+        next(each for each in second.incoming if each.channel is Channel.CONTROL).abort()
+        await until(lambda: bulk.closed)
+        await until(lambda: first.connected(2))
+
+    with_transports(work)
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [
@@ -518,6 +529,8 @@ def test_a_frame_may_arrive_byte_by_byte() -> None:
 
 def test_gossip_reaches_the_peers() -> None:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        with pytest.raises(ValueError, match="at most"):
+            first.publish(bytes(1 << 20))
         first.publish(b"all is well")
         assert second.status_of(1) is None
         await until(lambda: second.status_of(1) is not None)

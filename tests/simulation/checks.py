@@ -110,6 +110,9 @@ class Checks:
             raise Violation(f"{entry} was never proposed so")
         session, last = self.sessions.last(entry.origin)
         if self.sessions.accept(*key):
+            first = entry.session > session and entry.sequence == 1
+            if not first and (entry.session, entry.sequence) != (session, last + 1):
+                raise Violation(f"exactly once, in order: {entry} counts after {session}/{last}")
             self.accepted += 1
         else:
             old = entry.session < session or (entry.session == session and entry.sequence <= last)

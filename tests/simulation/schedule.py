@@ -92,6 +92,8 @@ def draw(seed: int) -> Schedule:
         events.append(Event(start, "propose-leader", 0, 0, random.randrange(1, 5)))
         events.append(Event(start + random.randrange(3), kind, 0, random.choice(ids), random.randrange(4)))
         events.append(Event(start + random.randrange(5), "propose-leader", 0, 0, random.randrange(1, 5)))
+        for _ in range(3):  # about when an old leader still believes that it leads, and a new one does
+            events.append(Event(start + random.randrange(10 * TICK, 22 * TICK), "read-leader", 0, 0, 0))
         events.append(Event(until, "heal", 0, 0, 0))
         events.append(Event(until + random.randrange(5), "restart-all", 0, 0, random.randrange(3)))
     for _ in range(random.choice((0, 0, 1, 2))):
