@@ -10,6 +10,7 @@ import re
 import struct
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 from mysqlraft.binlog.errors import BinlogError
@@ -25,7 +26,10 @@ class StatementKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """``objects``: (schema, table) that it touches; table None: the schema itself, or something else inside it."""
+    """``objects``: (schema, table) that it touches; table None: the schema itself, or something else inside it.
+
+    Of a statement that changes rows, only the schemas that it may name: before any full stop, and the default one.
+    """
 
     kind: StatementKind
     verb: str
@@ -121,7 +125,8 @@ def classify(text: str, schema: str) -> Statement:
             reader.at += 1
     verb = reader.word()
     if verb in _ROWS:
-        return Statement(StatementKind.ROWS, verb)
+        before = {a[0] for a, b in pairwise(reader.tokens) if b == (".", False)}
+        return Statement(StatementKind.ROWS, verb, tuple((name, None) for name in sorted(before | {schema} - {""})))
     if verb not in ("CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME"):
         return Statement(StatementKind.OTHER, verb)
     reader.at += 1
@@ -212,6 +217,7 @@ _FIXED: dict[int, tuple[str, tuple[str, ...]]] = {
     18: ("<H", ("default_collation_for_utf8mb4",)),
     19: ("<B", ("sql_require_primary_key",)),
     20: ("<B", ("default_table_encryption",)),
+    21: ("<B", ("",)),  # MySQL >= 9.6, with statements that change rows
     128: ("<3s", ("microseconds",)),
     129: ("<Q", ("",)),
     130: ("<H", ("",)),

@@ -28,6 +28,7 @@ An event of unknown type is an error unless its header says that it may be ignor
 from __future__ import annotations
 
 import re
+import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -301,6 +302,13 @@ class TransactionStream:
         Raises:
             BinlogError: an event that cannot be carried on with.
         """
+        try:
+            yield from self._read(events)
+        except (ValueError, LookupError, struct.error) as error:
+            where = f"{self._file}, after {self._at[0]}:{self._at[1]}"
+            raise BinlogError(f"an event in {where} is garbled or cut short: {error}") from error
+
+    def _read(self, events: Iterable[bytes | LargeEvent]) -> Iterator[Item]:
         rows_events, by_map, tables = _ROWS, self._by_map, self._tables
         for event in events:
             if isinstance(event, LargeEvent):
@@ -389,6 +397,8 @@ class TransactionStream:
 
     def _mysql_gtid(self, event: bytes, kind: int) -> None:
         self._begin_group(event)
+        if len(event) < 68 and kind != _E.GTID_TAGGED:
+            raise BinlogError("a GTID event is cut short")
         if kind == _GTID:
             self._gtid = (event[20:36], "", int.from_bytes(event[36:44], "little"))
         elif kind == _E.GTID_TAGGED:
@@ -577,7 +587,7 @@ class TransactionStream:
         self._outer_end = self._end(header)
         try:
             for event in payload_events(chunks):
-                yield from self.read((event,))
+                yield from self._read((event,))
                 if self._mode == _PASS:
                     break
             for _ in chunks:
@@ -742,7 +752,8 @@ class TransactionStream:
     def _change(self, event: bytes, found: Query, statement: str, what: Statement, inside: bool) -> SchemaChange | None:
         context, touched = session_context(found.status, int.from_bytes(event[:4], "little"))
         if what.kind is StatementKind.ROWS:
-            schemas = [schema for schema in touched or [found.schema] if self._may_replicate(schema, None)]
+            named = touched or [schema for schema, _ in what.objects]
+            schemas = [schema for schema in named if self._may_replicate(schema, None)]
             if schemas:
                 raise BinlogError(
                     f"a statement that changes rows of {schemas[0]} was logged as a statement "

@@ -35,7 +35,7 @@ def _decimals(whole: int, scale: int) -> Sql:
 
 def _hex(charset: str, encoding: str, most: int) -> Sql:
     texts = st.one_of(
-        st.text(st.characters(codec=encoding, exclude_categories=("Cs",)), max_size=most),
+        st.text(st.characters(codec=encoding), max_size=most),
         st.text("abcABC eéEÉsßSæ\t .\x00", max_size=most),
     )
 

@@ -1,0 +1,271 @@
+"""Capture when things break: restarts, lost connections, rotation, purge, garbage."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pymysql
+import pytest
+
+from mysqlraft.binlog.dump import DumpConnection
+from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
+from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.binlog.stream import Rows, StreamPosition, TransactionStream
+from mysqlraft.replication.capture import position_now
+from mysqlraft.replication.entry import Payload, PayloadKind
+from mysqlraft.sandbox.servers import Server
+from tests.binlog.tap import events, settings
+from tests.replication.capture_rig import capturing, run
+
+_TABLE = ("CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, v LONGTEXT)")
+
+
+@contextmanager
+def _writing(server: Server) -> Iterator[list[int]]:
+    """Inserts counting numbers as fast as it goes, across restarts; what surely committed is in the list."""
+    done: list[int] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        connection = None
+        while not stop.is_set():
+            try:
+                connection = connection or server.connect()
+                with connection.cursor() as cursor:
+                    number += 1
+                    cursor.execute("INSERT INTO d.t VALUES (%s, 'x')", (number,))
+                done.append(number)
+            except (pymysql.err.MySQLError, OSError):
+                connection = None
+                stop.wait(0.02)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield done
+    finally:
+        stop.set()
+        thread.join(20)
+
+
+@pytest.mark.parametrize("position", ["auto", "file"])
+@pytest.mark.parametrize("how", ["kill", "restart", "rotate", "disconnect"])
+def test_goes_on_by_itself(server: Server, position: str, how: str) -> None:
+    """Every committed row once and in order, whatever happens to server and connection meanwhile."""
+    run(server, *_TABLE)
+    with capturing(server, position=position) as rig:
+        with _writing(server) as done:
+            for round_ in range(1, 4):
+                seen = rig.capture.status()["transactions"]
+                rig.wait(lambda wanted=seen + 20: rig.capture.status()["transactions"] >= wanted)  # type: ignore[misc]
+                if how == "kill":
+                    server.kill()
+                    server.start()
+                elif how == "restart":
+                    server.restart()
+                elif how == "rotate":
+                    run(server, "FLUSH BINARY LOGS")
+                else:
+                    dump = rig.capture._dump
+                    assert dump is not None
+                    dump.abort()
+                    rig.wait(lambda wanted=round_: rig.capture.status()["reconnects"] >= wanted)  # type: ignore[misc]
+        rig.sync()
+        found = [row[3] for rows in rig.log() for row in rows if isinstance(rows, list)]
+        assert found == sorted(set(found))
+        assert set(done) <= set(found)
+        # What is in the table is what was captured.
+        with server.connect() as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT id FROM d.t ORDER BY id")
+            assert [row[0] for row in cursor.fetchall()] == found
+
+
+@pytest.mark.parametrize("position", ["auto", "file"])
+def test_resume_anywhere(server: Server, position: str) -> None:
+    """A new session from the state after any payload reads exactly what is left."""
+    run(server, *_TABLE)
+    with capturing(server, position=position, part_bytes=8192) as rig:
+        for number in range(0, 30, 3):
+            run(
+                server,
+                f"INSERT INTO d.t VALUES ({number}, 'x')",
+                f"INSERT INTO d.t VALUES ({number + 1}, REPEAT('y', 9000)), ({number + 2}, REPEAT('z', 9000))",
+            )
+            if number == 15:
+                run(server, "FLUSH BINARY LOGS")
+        rig.sync()
+        payloads = list(rig.payloads)
+        whole = rig.log()
+    # The same units, whichever payloads they shared.
+    for cut in random.Random(5).sample(range(1, len(payloads) - 1), 6):
+        rig.payloads = payloads[:cut]
+        state = rig.state()
+        complete = [p for p in rig.payloads if p.kind is not PayloadKind.PART or p.last]
+        before = sum(len(p.units) for p in complete if p.kind is not PayloadKind.PART)
+        before += sum(p.kind is PayloadKind.PART for p in complete)
+        with capturing(server, state, position=position, part_bytes=8192) as again:
+            again.sync()
+            assert again.log() == whole[before:]
+
+
+def test_connection_lost_inside_a_large_transaction(server: Server) -> None:
+    """Parts that had left do not leave again; the rest follow in the same session."""
+    run(server, *_TABLE)
+    with capturing(server, part_bytes=1 << 16) as rig:
+
+        def cut(payload: Payload) -> None:
+            if payload.kind is PayloadKind.PART and payload.part in (3, 7) and rig.capture._dump is not None:
+                rig.capture._dump.abort()
+
+        rig.gate = cut
+        with server.connect(autocommit=False) as connection, connection.cursor() as cursor:
+            for number in range(1000):
+                cursor.execute("INSERT INTO d.t VALUES (%s, REPEAT('x', 2000))", (number,))
+            connection.commit()
+        run(server, "INSERT INTO d.t VALUES (5000, 'after')")
+        rig.wait(lambda: rig.capture.status()["transactions"] == 2)
+        parts = [payload for payload in rig.payloads if payload.kind is PayloadKind.PART]
+        assert [part.part for part in parts] == list(range(len(parts)))
+        log = rig.log()
+        assert [row[3] for row in log[0]] == list(range(1000))
+        assert log[1] == [("d.t", "WRITE", None, 5000)]
+        assert rig.capture.status()["reconnects"] >= 1
+
+
+@pytest.mark.parametrize("position", ["auto", "file"])
+def test_purged(server: Server, position: str) -> None:
+    """The binlog from the position on is gone: an error that says what was lost and what to do, and no jump."""
+    run(server, *_TABLE)
+    with capturing(server, position=position) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 'a')")
+        rig.wait(lambda: rig.payloads)
+        state = rig.state()
+    run(server, "INSERT INTO d.t VALUES (2, 'lost')", "FLUSH BINARY LOGS", "INSERT INTO d.t VALUES (3, 'c')")
+    with server.connect() as connection:
+        last = position_now(connection).file
+    run(server, f"PURGE BINARY LOGS TO '{last}'")
+    with capturing(server, state, position=position) as rig:
+        rig.wait(lambda: rig.error is not None)
+        assert isinstance(rig.error, PositionLost)
+        assert "load this site anew" in str(rig.error)
+        assert state.resume.file in str(rig.error)
+        assert rig.payloads == []
+
+
+def test_reset(server: Server) -> None:
+    """A server whose binlog was reset, or that lost its end: the same error."""
+    run(server, *_TABLE, "INSERT INTO d.t VALUES (1, REPEAT('a', 100000))")
+    with server.connect() as connection:
+        now = position_now(connection)
+    run(server, "RESET BINARY LOGS AND GTIDS" if server.engine == "mysql" else "RESET MASTER")
+    dump = DumpConnection(settings(server), 900_003)
+    dump.start_at(now.file, now.offset)
+    with pytest.raises(PositionLost):
+        _read_on(dump)
+    dump.close()
+
+
+def _read_on(dump: DumpConnection) -> None:
+    while True:
+        dump.batch()
+
+
+def _garbled(server: Server, found: list[bytes]) -> None:
+    source = ServerKeySource(lambda: pymysql.connect(**settings(server)))
+    stream = TransactionStream(
+        source,
+        lambda schema, table: True,
+        mariadb=server.engine == "mariadb",
+        position=StreamPosition("binlog.000001", 4, "", ("binlog.000001", 4)),
+    )
+    try:
+        items = list(stream.read(found))
+        assert all(item is None or isinstance(item, Rows) or item.statement is not None for item in items)
+    except BinlogError:
+        pass
+    finally:
+        stream.close()
+        source.close()
+
+
+def test_garbage(server: Server) -> None:
+    """Events cut short or overwritten anywhere (past the checksum) give BinlogError or something else valid."""
+    found = events(
+        server,
+        *_TABLE,
+        "INSERT INTO d.t VALUES (1, 'abc'), (2, NULL)",
+        "UPDATE d.t SET v = 'new' WHERE id = 2",
+        "XA START 'x'",
+        "DELETE FROM d.t",
+        "XA END 'x'",
+        "XA PREPARE 'x'",
+        "XA COMMIT 'x'",
+    )
+    source = random.Random(3)
+    _garbled(server, found)
+    for number, event in enumerate(found):
+        for _ in range(12):
+            cut = source.randrange(19, len(event))
+            _garbled(server, [*found[:number], event[:cut], *found[number + 1 :]])
+            spoilt = bytearray(event)
+            for _ in range(source.randint(1, 4)):
+                spoilt[source.randrange(19, len(event))] = source.randrange(256)
+            _garbled(server, [*found[:number], bytes(spoilt), *found[number + 1 :]])
+
+
+def test_unknown_events(server: Server) -> None:
+    """An unknown type is an error; one marked ignorable is noted."""
+    notes: list[str] = []
+    stream = TransactionStream(
+        ServerKeySource(lambda: pymysql.connect(**settings(server))),
+        lambda schema, table: True,
+        mariadb=False,
+        position=StreamPosition("binlog.000001", 4, "", ("binlog.000001", 4)),
+        note=notes.append,
+    )
+    header = bytearray(19)
+    header[4] = 99
+    header[17] = 0x80
+    assert list(stream.read([bytes(header)])) == []
+    assert "type 99" in notes[0]
+    header[17] = 0
+    with pytest.raises(BinlogError, match="type 99"):
+        list(stream.read([bytes(header)]))
+
+
+def test_a_checksum_that_does_not_match(server: Server) -> None:
+    """A bit that fell over on the way is not replicated."""
+    run(server, *_TABLE)
+    with server.connect() as connection:
+        now = position_now(connection)
+    run(server, "INSERT INTO d.t VALUES (1, 'abc')")
+    dump = DumpConnection(settings(server), 900_004)
+    dump.start_at(now.file, now.offset)
+    dump.wait(5)
+    while b"abc" not in dump._buffer:
+        dump._fill()
+        if b"abc" in dump._buffer:
+            dump._buffer = dump._buffer.replace(b"abc", b"abd")
+            break
+        dump._cut([])
+    with pytest.raises(BinlogError, match="checksum"):
+        dump.batch()
+    dump.close()
+
+
+def test_silence(server: Server) -> None:
+    """A server that sends nothing, not even heartbeats, counts as gone."""
+    dump = DumpConnection(settings(server), 900_005, heartbeat=0.2)
+    with server.connect() as connection:
+        now = position_now(connection)
+    dump.start_at(now.file, now.offset)
+    for _ in range(4):
+        dump.batch()  # heartbeats among them
+    dump._heartbeat = 0.001
+    with pytest.raises(ConnectionLost, match="not even a heartbeat"):
+        _read_on(dump)
+    dump.close()
