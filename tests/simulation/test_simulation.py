@@ -44,7 +44,9 @@ def found() -> Iterator[dict[str, int]]:
         print(f"{name}: found after {seed + 1} seeds")
 
 
-@pytest.mark.parametrize("name", ["messages are not withheld", "two votes in one term", "what is forwarded twice counts twice"])
+@pytest.mark.parametrize(
+    "name", ["messages are not withheld", "two votes in one term", "what is forwarded twice counts twice"]
+)
 def test_planted_bugs_are_found(name: str, found: dict[str, int]) -> None:
     """A few here; tests/simulation/plant.py runs through all."""
     with planted(name):
