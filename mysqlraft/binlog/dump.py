@@ -116,7 +116,8 @@ class DumpConnection:
     def abort(self) -> None:
         """Makes a reader in another thread stop waiting, with ConnectionLost."""
         with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # Not the TLS socket's own method: that one lets a reader go on with what is still encrypted.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def start_at(self, file: str, offset: int) -> None:
         """Asks for the binlog from a place in a file on.
