@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import msgpack
+import uvloop
 
 from mysqlraft import __version__, config, keys, logs, systemd
 from mysqlraft.admin.api import admin_server
@@ -97,7 +98,7 @@ def run(settings: Config) -> int:
         settings.data_dir,
     )
     try:
-        with asyncio.Runner() as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Daemon(settings).run())
     except StartError as error:
         logger.critical("%s", error)

@@ -32,7 +32,6 @@ VERBS = {
     "bootstrap": "mysqlraft.cli.bootstrap",
     "config": "mysqlraft.cli.config",
     "demo": "mysqlraft.cli.demo",
-    "demo": "mysqlraft.cli.demo",
     "version": "mysqlraft.cli.version",
 }
 
