@@ -271,6 +271,9 @@ class Applier:
                 or self._one_by_one_until
             ):
                 self._dispatch(builder.take())
+            if self._one_by_one_until:
+                # What comes next may be what cannot be applied: it must not take this one with it.
+                self._complete()
         if builder.entries:
             self._dispatch(builder.take())
         self._complete()

@@ -14,7 +14,7 @@ from pymysql.cursors import Cursor
 
 from mysqlraft.replication.apply import Applier, ApplyState
 from mysqlraft.replication.capture import Capture, CaptureState, position_now
-from mysqlraft.replication.entry import Flavour, Payload, PayloadKind
+from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, decode
 from mysqlraft.replication.state import LogEntry, ReplicationState, Step
 from mysqlraft.sandbox.servers import Server
 
@@ -51,21 +51,26 @@ class SiteLink:
         self.log, self.site = log, site
         self._next = 1
         self.held = False
-        self._kept: list[tuple[int, int, bytes]] = []
+        self.kept: list[tuple[int, int, bytes]] = []
         self.limit: int | None = None
 
     def propose(self, session: int, sequence: int, payload: bytes) -> bool:
         if self.held:
-            self._kept.append((session, sequence, payload))
+            self.kept.append((session, sequence, payload))
         else:
             self.log.append(self.site, session, sequence, payload)
         return True
 
+    @property
+    def units_kept(self) -> int:
+        """Local transactions held back."""
+        return sum(len(decode(payload).units) for _, _, payload in self.kept)
+
     def release(self) -> None:
         """Hands over what was held back."""
         self.held = False
-        while self._kept:
-            self.log.append(self.site, *self._kept.pop(0))
+        while self.kept:
+            self.log.append(self.site, *self.kept.pop(0))
 
     def want(self, first: int) -> None:
         self._next = first
@@ -90,10 +95,21 @@ class SiteLink:
 class SiteUnderTest:
     """A site: its server, and threads that capture and apply. A context manager; `crash` and `start` in between."""
 
-    def __init__(self, number: int, server: Server, log: SharedLog, sites: int, **options: Any) -> None:
+    def __init__(
+        self,
+        number: int,
+        server: Server,
+        log: SharedLog,
+        sites: int,
+        *,
+        capture: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """``options`` go to `Applier`, ``capture`` to `Capture`."""
         self.number, self.server, self.log = number, server, log
         self.link = SiteLink(log, number)
         self._sites, self._options = sites, options
+        self._capture_options = capture or {}
         self._applier: Applier | None = None
         self._capture: Capture | None = None
         self._threads: list[threading.Thread] = []
@@ -105,12 +121,23 @@ class SiteUnderTest:
         assert self._applier is not None
         return self._applier
 
+    @property
+    def capturing(self) -> bool:
+        """Whether capture reads the binlog."""
+        return self._capture is not None and bool(self._capture.status()["connected"])
+
+    @property
+    def captured(self) -> int:
+        """How many transactions capture has read since it started."""
+        return 0 if self._capture is None else int(self._capture.status()["transactions"])
+
     def arguments(self) -> dict[str, Any]:
         return {
             "unix_socket": str(self.server.socket),
             "user": self.server.user,
             "password": self.server.password,
             "connect_timeout": 5,
+            "ssl_disabled": True,
         }
 
     def start(self) -> None:
@@ -159,6 +186,7 @@ class SiteUnderTest:
             server_id=800 + self.number,
             replicated=lambda schema, table: schema not in ("mysql", "sys", "mysqlraft"),
             mark_seconds=0.2,
+            **self._capture_options,
         )
         self._run(self._capture.run)
 
@@ -244,4 +272,4 @@ SETTLE = (
 
 def checksum(site: SiteUnderTest, table: str) -> tuple[Any, ...]:
     """CHECKSUM TABLE and all rows of a table."""
-    return site.execute(f"CHECKSUM TABLE {table}")[0][1], site.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3")
+    return site.execute(f"CHECKSUM TABLE {table}")[0][1], sorted(site.execute(f"SELECT * FROM {table}"), key=repr)

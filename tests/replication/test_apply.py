@@ -1,0 +1,305 @@
+"""Apply at real servers: sites that write at once, and everything that may go wrong meanwhile."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Any
+
+import pymysql
+
+from mysqlraft.replication.apply import ApplyState
+from mysqlraft.replication.entry import PayloadKind, decode, kind_of
+from mysqlraft.sandbox.servers import Server
+from tests.harness.pool import LendServers
+from tests.replication.harness import SETTLE, SharedLog, SiteUnderTest, checksum, run, settle, wait_for
+
+TABLE = "CREATE TABLE s.t (id INT PRIMARY KEY, u INT UNIQUE, v VARCHAR(100))"
+
+
+@contextmanager
+def cluster(servers: Sequence[Server], *tables: str, **options: Any) -> Iterator[list[SiteUnderTest]]:
+    """Sites with schema `s` and these tables, capturing and applying."""
+    log = SharedLog()
+    sites = [SiteUnderTest(n, server, log, len(servers), **options) for n, server in enumerate(servers, 1)]
+    for site in sites:
+        site.execute("CREATE DATABASE s", *(tables or (TABLE,)), *SETTLE)
+    with ExitStack() as stack:
+        for site in sites:
+            stack.enter_context(site)
+        for site in sites:
+            wait_capturing(site)
+        yield sites
+
+
+def wait_capturing(site: SiteUnderTest) -> None:
+    wait_for(lambda: site.capturing, 30, site)
+
+
+def last_part(site: SiteUnderTest) -> bool:
+    """Whether what is held back ends with the last part of a unit."""
+    return decode(site.link.kept[-1][2]).last
+
+
+def units_logged(site: SiteUnderTest) -> int:
+    """How many of the site's units are in the log."""
+    return sum(len(decode(entry.payload).units) for entry in site.log.entries if entry.origin == site.number)
+
+
+def same_everywhere(sites: Sequence[SiteUnderTest], *tables: str) -> None:
+    for table in (*tables, "mysqlraft.conflicts"):
+        sums = [checksum(site, table) for site in sites]
+        assert all(each == sums[0] for each in sums), (table, sums)
+
+
+def test_writes_everywhere_with_conflicts(servers: LendServers) -> None:
+    """Writers on overlapping keys at three sites; keys change, rows go and come back."""
+    with cluster(servers(3)) as sites:
+
+        def write(site: SiteUnderTest) -> None:
+            rng = random.Random(site.number)
+            with closing(site.server.connect()) as client, client.cursor() as cursor:
+                for number in range(150):
+                    key, unique = rng.randrange(12), rng.randrange(12)
+                    statement = rng.choice(
+                        (
+                            f"INSERT IGNORE INTO s.t VALUES ({key}, {unique}, '{site.number}-{number}')",
+                            f"UPDATE IGNORE s.t SET v = '{site.number}-{number}' WHERE id = {key}",
+                            f"UPDATE IGNORE s.t SET u = {unique} WHERE id = {key}",
+                            f"UPDATE IGNORE s.t SET id = {unique} WHERE id = {key}",
+                            f"DELETE FROM s.t WHERE id = {key}",
+                        )
+                    )
+                    with suppress(pymysql.err.OperationalError):  # a deadlock; an application would repeat it
+                        cursor.execute(statement)
+
+        threads = [threading.Thread(target=write, args=(site,)) for site in sites]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        conflicts = sites[0].execute("SELECT type, COUNT(*) FROM mysqlraft.conflicts GROUP BY type ORDER BY type")
+        print(f"{sites[0].server.engine}: the same everywhere after {dict(conflicts)}")
+        assert conflicts
+
+
+def test_conflicts_are_described_alike_and_by_type(servers: LendServers) -> None:
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES " + ",".join(f"({n}, {n}, 'old {n}')" for n in range(1, 9)))
+        settle(sites)
+        for site in sites:
+            site.link.held = True
+        one.execute(
+            "UPDATE s.t SET v = 'one' WHERE id = 1",
+            "INSERT INTO s.t VALUES (20, 20, 'one')",
+            "DELETE FROM s.t WHERE id = 2",
+            "UPDATE s.t SET v = 'one' WHERE id = 3",
+            "DELETE FROM s.t WHERE id = 4",
+            "UPDATE s.t SET u = 50 WHERE id = 5",
+            "INSERT INTO s.t VALUES (30, 30, 'one'), (31, 31, 'one')",
+            "INSERT INTO s.t VALUES (40, 40, 'one')",
+        )
+        two.execute(
+            "UPDATE s.t SET v = 'two' WHERE id = 1",
+            "INSERT INTO s.t VALUES (20, 21, 'two')",
+            "UPDATE s.t SET v = 'two' WHERE id = 2",
+            "DELETE FROM s.t WHERE id = 3",
+            "DELETE FROM s.t WHERE id = 4",
+            "UPDATE s.t SET u = 50 WHERE id = 6",
+            "INSERT INTO s.t VALUES (30, 31, 'two')",
+            "UPDATE s.t SET id = 40 WHERE id = 7",
+        )
+        wait_for(lambda: one.link.units_kept == two.link.units_kept == 8, 30, sites)
+        one.link.release()
+        two.link.release()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        found = one.execute(
+            "SELECT type, row_key, origin, other_origin, image, other_image FROM mysqlraft.conflicts"
+            " ORDER BY log_index, unit_number, number"
+        )
+        assert [(row[0], row[1]) for row in found] == [
+            ("update_origin_change", '{"id": 1}'),
+            ("insert_exists", '{"id": 20}'),
+            ("update_missing", '{"id": 2}'),
+            ("delete_recently_updated", '{"id": 3}'),
+            ("delete_missing", '{"id": 4}'),
+            ("update_unique_exists", '{"u": 50}'),
+            ("multiple_unique_conflicts", '{"id": 30}'),
+            ("multiple_unique_conflicts", '{"u": 31}'),
+            ("update_pkey_exists", '{"id": 40}'),
+        ]
+        assert all((row[2], row[3]) == (2, 1) for row in found)
+        assert found[0][4:] == ('{"id": 1, "u": 1, "v": "two"}', '{"id": 1, "u": 1, "v": "one"}')
+        assert found[3][4:] == (None, '{"id": 3, "u": 3, "v": "one"}')
+
+
+def test_a_killed_server_goes_on_where_it_was(servers: LendServers) -> None:
+    """kill -9 of the server while batches come in: nothing is lost, nothing comes twice."""
+    with cluster(servers(2), "CREATE TABLE s.t (id INT PRIMARY KEY, n INT)", batch_rows=50) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (0, 0)")
+        for kill in range(3):
+            two.link.limit = len(one.log.entries)
+            with closing(one.server.connect()) as client, client.cursor() as cursor:
+                for number in range(400):
+                    # An increment: applied twice or not at all it would show.
+                    run(cursor, f"INSERT INTO s.t VALUES ({kill * 1000 + number + 1}, 0)")
+            before = two.applier.status.index
+            two.link.limit = None
+            wait_for(lambda at=before: two.applier.status.index > at, 30, two)  # type: ignore[misc]
+            two.server.kill()
+            two.server.start()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        assert two.applier.status.retries > 0
+        assert two.applier.status.fallbacks == 0, "a unit came twice"
+
+
+def test_killed_connections_and_new_daemons(servers: LendServers) -> None:
+    """Apply's connection is killed at random, its daemon replaced: a COMMIT whose answer is lost counts once."""
+    with cluster(servers(2), "CREATE TABLE s.t (id INT PRIMARY KEY, n INT)", batch_rows=20) as sites:
+        one, two = sites
+        stop = threading.Event()
+        kills = 0
+
+        def disturb() -> None:
+            nonlocal kills
+            with closing(two.server.connect()) as client, client.cursor() as cursor:
+                while not stop.wait(0.05):
+                    for (owner,) in run(cursor, "SELECT IS_USED_LOCK('mysqlraft.apply')"):
+                        if owner:
+                            with suppress(pymysql.err.MySQLError):  # it was faster
+                                cursor.execute(f"KILL {owner}")
+                                kills += 1
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        try:
+            with closing(one.server.connect()) as client, client.cursor() as cursor:
+                for number in range(1000):
+                    run(cursor, f"INSERT INTO s.t VALUES ({number}, 0)")
+                    if number % 250 == 100:
+                        two.stop()
+                        two.start()
+        finally:
+            stop.set()
+            thread.join()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        print(f"{one.server.engine}: {kills} connections killed, {two.applier.status}")
+        assert two.applier.status.fallbacks == 0, "a unit came twice"
+
+
+def test_the_application_holds_a_lock(servers: LendServers) -> None:
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old'), (2, 2, 'old')")
+        settle(sites)
+        with closing(two.server.connect(autocommit=False)) as client, client.cursor() as cursor:
+            run(cursor, "SELECT * FROM s.t WHERE id = 1 FOR UPDATE")
+            one.execute("UPDATE s.t SET v = 'new' WHERE id = 1")
+            wait_for(lambda: two.applier.status.state is ApplyState.RETRYING, 30, two)
+            assert "1205" in two.applier.status.reason
+            # Between its attempts apply holds nothing that others may wait for.
+            two.execute("UPDATE s.t SET v = 'local' WHERE id = 2")
+            client.rollback()
+        settle(sites)
+        assert two.applier.status.state is ApplyState.RUNNING
+        same_everywhere(sites, "s.t")
+
+
+def test_a_server_that_refuses_writes(servers: LendServers) -> None:
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        # The account of these tests is an administrator: only this stops it, as it would anybody.
+        with closing(two.server.connect()) as client, client.cursor() as cursor:
+            run(cursor, "SET SESSION lock_wait_timeout = 30", "FLUSH TABLES WITH READ LOCK")
+            one.execute("INSERT INTO s.t VALUES (1, 1, 'x')")
+            wait_for(lambda: two.applier.status.state is ApplyState.RETRYING, 60, two)
+            assert two.execute("SELECT COUNT(*) FROM s.t") == [(0,)]
+            run(cursor, "UNLOCK TABLES")
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
+def test_a_table_that_does_not_fit_stops_apply_there(servers: LendServers) -> None:
+    with cluster(servers(2), TABLE, "CREATE TABLE s.other (id INT PRIMARY KEY, name VARCHAR(10))") as sites:
+        one, two = sites
+        two.link.limit = len(one.log.entries)
+        before = units_logged(one)
+        # Only here: as an administrator would who does not know better.
+        with closing(two.server.connect()) as client, client.cursor() as cursor:
+            run(cursor, "SET SESSION sql_log_bin = 0", "ALTER TABLE s.other MODIFY name VARCHAR(20)")
+        for number, statement in enumerate(
+            (
+                "INSERT INTO s.t VALUES (1, 1, 'before')",
+                "INSERT INTO s.other VALUES (1, 'x')",
+                "INSERT INTO s.t VALUES (2, 2, 'after')",
+            ),
+            1,
+        ):
+            # Each in an entry of its own.
+            one.execute(statement)
+            wait_for(lambda n=number: units_logged(one) >= before + n, 30, one)  # type: ignore[misc]
+        two.link.limit = None
+        reason = two.wait_stopped()
+        assert "s.other: column 2 is name VARCHAR(40)" in reason
+        assert "name varchar(20) at this site: the size differs" in reason
+        assert f"log index {two.applier.status.index + 1}," in reason
+        assert two.execute("SELECT id FROM s.t") == [(1,)]
+        print(reason)
+        with closing(two.server.connect()) as client, client.cursor() as cursor:
+            run(cursor, "SET SESSION sql_log_bin = 0", "DROP TABLE s.other")
+        two.stop()
+        two.start()
+        assert "s.other does not exist at this site" in two.wait_stopped()
+        with closing(two.server.connect()) as client, client.cursor() as cursor:
+            run(
+                cursor,
+                "SET SESSION sql_log_bin = 0",
+                # More columns at the end are allowed, and take their defaults.
+                "CREATE TABLE s.other (id INT PRIMARY KEY, name VARCHAR(10), more INT DEFAULT 7)",
+            )
+        two.stop()
+        two.start()
+        wait_capturing(two)
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        assert two.execute("SELECT * FROM s.other") == [(1, "x", 7)]
+
+
+def test_units_in_parts(servers: LendServers) -> None:
+    """Transactions of several entries: atomic, whether clean, in conflict or written again."""
+    with cluster(servers(2), capture={"part_bytes": 4096}) as sites:
+        one, two = sites
+        rows = ",".join(f"({n}, {n}, REPEAT('x', 90))" for n in range(1000))
+        one.execute(f"INSERT INTO s.t VALUES {rows}")
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        assert sum(kind_of(entry.payload) is PayloadKind.PART for entry in one.log.entries) > 10
+        for site in sites:
+            site.link.held = True
+        one.execute("UPDATE s.t SET v = CONCAT('one', id)")
+        two.execute("UPDATE s.t SET v = CONCAT('two', id) WHERE id < 500")
+        wait_for(lambda: all(site.link.kept and last_part(site) for site in sites), 30, sites)
+        two.link.release()
+        one.link.release()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        assert one.execute("SELECT COUNT(*) FROM s.t WHERE v LIKE 'one%'") == [(1000,)]
+        ((count, note),) = one.execute("SELECT COUNT(*), MAX(resolution) FROM mysqlraft.conflicts")
+        assert count == 500, note
+
+
+def test_the_daemons_schema_of_a_newer_version_is_refused(servers: LendServers) -> None:
+    with cluster(servers(1)) as (site,):
+        site.stop()
+        site.execute("UPDATE mysqlraft.version SET version = 99")
+        site.start()
+        assert "upgrade" in site.wait_stopped()
