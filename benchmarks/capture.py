@@ -41,7 +41,8 @@ class _Clock:
     """A link that knows how many rows came between its first payload and its last."""
 
     def __init__(self, rows: int) -> None:
-        self._wanted = rows
+        # A payload's rows count once it has been taken over: the last ones are not waited for.
+        self._wanted = rows * 9 // 10
         self._before = 0
         self._started = 0.0
         self.capture: Capture | None = None

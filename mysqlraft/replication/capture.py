@@ -90,6 +90,7 @@ class Capture:
         self._tables: dict[bytes, int] = {}
         self._units: list[Unit] = []
         self._size = 0
+        self._held_transactions = self._held_rows = 0
         self._parts_sent = 0
         self._proposed_at = time.monotonic()
         self._active = False
@@ -127,6 +128,7 @@ class Capture:
                 finally:
                     self._reading = False
                     self._forget_batch()
+                    self._held_transactions = self._held_rows = 0
                     if self._dump is not None:
                         self._dump.close()
                         self._dump = None
@@ -260,8 +262,8 @@ class Capture:
         ]
         self._units.append(Unit(rows.base, rows.committed_at, rows.keys, changes))
         self._size += rows.size + len(rows.keys) + 64
-        self._totals["transactions"] += rows.last
-        self._totals["rows"] += sum(change.count for change in changes)
+        self._held_transactions += rows.last
+        self._held_rows += sum(change.count for change in changes)
 
     def _flush(self, stream: TransactionStream) -> None:
         units = self._units
@@ -300,9 +302,13 @@ class Capture:
         return stream.base, Position(at.file, at.offset, at.gtids), at.done
 
     def _propose(self, stream: TransactionStream, payload: Payload, *, moves: bool = True) -> None:
+        transactions, rows = self._held_transactions, self._held_rows
+        self._held_transactions = self._held_rows = 0
         data = payload.encode()
         self._link.propose(self._session, self._sequence, data)
         self._sequence += 1
+        self._totals["transactions"] += transactions
+        self._totals["rows"] += rows
         self._totals["payloads"] += 1
         self._totals["bytes"] += len(data)
         self._proposed_at = time.monotonic()
