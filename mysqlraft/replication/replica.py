@@ -56,6 +56,8 @@ logger = logging.getLogger("mysqlraft.replication.replica")
 EXIT_FAILED = 1
 
 REPORT_SECONDS = 0.5
+START_REPORT_SECONDS = 0.1
+"""While it starts, somebody waits for it."""
 PREFLIGHT_SECONDS = 10.0
 STOP_SECONDS = 5.0
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -133,7 +135,7 @@ class Replica:
         applying = self._thread("apply", self._apply)
         while self._failure is None and not link.stopping.is_set():
             self._report()
-            self._wake.wait(REPORT_SECONDS)
+            self._wake.wait(START_REPORT_SECONDS if self._state is State.STARTING else REPORT_SECONDS)
             self._wake.clear()
         self._report()
         link.open_session(None)

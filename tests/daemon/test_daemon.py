@@ -182,7 +182,7 @@ def test_killed_processes(make: Callable[[int], Cluster]) -> None:
     written = 0
     for number in range(8):
         for one in cluster:
-            for _ in range(25):
+            for _ in range(12):
                 written += 1
                 with one.server.connect(autocommit=False) as connection, connection.cursor() as cursor:
                     cursor.execute("INSERT INTO shop.t VALUES (%s, %s)", (written, one.number))

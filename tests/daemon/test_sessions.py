@@ -1,0 +1,124 @@
+"""How the replica process opens sessions, seen from the log: real replicated state, no server, no capture."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from mysqlraft import config
+from mysqlraft.ipc import Link, LogEntry
+from mysqlraft.replication.capture import Capture
+from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, decode
+from mysqlraft.replication.replica import Reader, Replica, dump_server_id
+from mysqlraft.replication.state import ReplicationState
+
+SETTINGS = config.parse(
+    """\
+cluster:
+  id: test
+  sites:
+    - {id: 1, name: tokyo, address: "127.0.0.1:7450"}
+    - {id: 2, name: oslo, address: "127.0.0.1:7460"}
+site: tokyo
+data_dir: data
+mysql: {user: root}
+""",
+    Path("test.yaml"),
+)
+START = Position("binlog.000001", 157)
+
+
+class FakeLink:
+    """Takes proposals down."""
+
+    def __init__(self) -> None:
+        self.open: int | None = None
+        self.proposed: list[tuple[int, int, bytes]] = []
+
+    def open_session(self, session: int | None) -> None:
+        self.open = session
+
+    def propose(self, session: int, sequence: int, payload: bytes) -> None:
+        assert session == self.open
+        self.proposed.append((session, sequence, payload))
+
+
+class Rig:
+    """A replica whose log is written by the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, last_session: int = 0) -> None:
+        self.link = FakeLink()
+        self.state = ReplicationState(1, [1, 2], lambda first, last: [])
+        self.started: list[Capture | None] = []
+        self.replica = Replica(SETTINGS, cast(Link, self.link), last_session)
+        monkeypatch.setattr(self.replica, "_start_capture", lambda state: self.started.append(None))
+        self._index = 0
+
+    def open(self) -> int:
+        """Opens a session as `_on_ready` does with a server; returns it."""
+        self.replica._open_session(self.state, Payload(PayloadKind.OPEN, Flavour.MYSQL, 0, START, (START.file, 157)))
+        session, sequence, payload = self.link.proposed[-1]
+        assert sequence == 1
+        assert decode(payload).kind is PayloadKind.OPEN
+        return session
+
+    def commit(self, session: int, sequence: int, payload: bytes, origin: int = 1) -> None:
+        self._index += 1
+        entry: Any = LogEntry(self._index, origin, session, sequence, payload)
+        self.replica._on_step(entry, self.state.step(entry), self.state)
+
+    def commit_proposed(self, number: int = -1) -> None:
+        self.commit(*self.link.proposed[number])
+
+
+def test_capture_starts_when_the_log_holds_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    session = rig.open()
+    assert abs(session / 1e6 - time.time()) < 10
+    rig.commit(5, 1, rig.link.proposed[0][2], origin=2)
+    assert not rig.started, "another site's OPEN"
+    rig.commit_proposed()
+    assert len(rig.started) == 1
+    rig.commit_proposed()
+    assert len(rig.started) == 1, "sent twice by consensus, accepted once"
+
+
+def test_an_open_that_an_earlier_process_had_on_the_way_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    session = rig.open()
+    rig.commit(session - 1000, 1, rig.link.proposed[0][2])
+    assert not rig.started
+    rig.commit_proposed()
+    assert len(rig.started) == 1
+    assert len(rig.link.proposed) == 1
+
+
+def test_a_greater_session_in_the_log_is_followed_by_a_greater_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the clock has stepped back, and what an earlier process proposed comes before our OPEN."""
+    rig = Rig(monkeypatch)
+    session = rig.open()
+    ahead = session + 10**12
+    rig.commit(ahead, 1, rig.link.proposed[0][2])
+    assert len(rig.link.proposed) == 2, "superseded"
+    rig.commit_proposed(0)
+    assert not rig.started, "ours was not accepted"
+    again = rig.link.proposed[-1][0]
+    assert again > ahead
+    rig.commit_proposed()
+    assert len(rig.started) == 1
+    assert rig.link.open == again
+
+
+def test_a_session_is_greater_than_any_of_this_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consensus would refuse a proposal in an older one."""
+    ahead = time.time_ns() // 1000 + 10**12
+    assert Rig(monkeypatch, last_session=ahead).open() == ahead + 1
+
+
+def test_server_ids_are_distinct_and_out_of_the_way() -> None:
+    ids = {dump_server_id("shop", site, reader) for site in range(1, 16) for reader in Reader}
+    assert len(ids) == 30
+    assert all(3 << 30 <= one < 1 << 32 for one in ids)
