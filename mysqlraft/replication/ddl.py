@@ -60,7 +60,7 @@ def store_intent(session: Session, intent: Intent) -> None:
 
 def changes_rows(ddl: Ddl) -> bool:
     """Whether running it a second time at its origin makes sense: it changes rows, and nothing else."""
-    return classify(ddl.statement, ddl.schema).verb == "TRUNCATE"
+    return classify(ddl.statement, ddl.schema).verb.startswith("TRUNCATE")
 
 
 def run(session: Session, ddl: Ddl) -> None:

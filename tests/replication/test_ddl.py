@@ -1,0 +1,155 @@
+"""Statements that change the schema: in their place, once, and loud when they cannot be."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from mysqlraft.replication import ddl
+from mysqlraft.replication.apply_session import open_session, setup
+from mysqlraft.replication.entry import PayloadKind, decode, kind_of
+from tests.harness.pool import LendServers
+from tests.replication.harness import SharedLog, SiteUnderTest, settle, wait_for
+from tests.replication.recorder import connection
+from tests.replication.test_apply import TABLE, cluster, same_everywhere, wait_capturing
+
+
+def statements_in(log: SharedLog) -> list[int]:
+    """Log indices of statements."""
+    return [entry.index for entry in log.entries if kind_of(entry.payload) is PayloadKind.DDL]
+
+
+def definitions(site: SiteUnderTest, *tables: str) -> list[str]:
+    return [site.execute(f"SHOW CREATE TABLE {table}")[0][1] for table in tables]
+
+
+def test_statements_among_writes(servers: LendServers) -> None:
+    """Every statement at its place in the log, under its session's settings; sites may write right after it."""
+    with cluster(servers(3)) as sites:
+        one, two, three = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'a')")
+        one.execute(
+            "SET NAMES latin1",
+            "SET time_zone = '+05:00', sql_mode = 'ANSI_QUOTES'",
+            'CREATE TABLE "made" (id INT PRIMARY KEY, "d" VARCHAR(9) DEFAULT \'é\', at TIMESTAMP DEFAULT'
+            " '2024-01-01 12:00:00')",
+            "INSERT INTO made (id) VALUES (1)",
+            database="s",
+        )
+        settle(sites)
+        two.execute("ALTER TABLE s.t ADD COLUMN more INT NOT NULL DEFAULT 5, ADD INDEX (v)", "UPDATE s.t SET more = 6")
+        settle(sites)
+        three.execute("RENAME TABLE s.made TO s.renamed", "INSERT INTO s.renamed (id) VALUES (3)")
+        settle(sites)
+        one.execute("CREATE DATABASE `other-ü`", "CREATE TABLE `other-ü`.x AS SELECT 1 AS id, 'x' AS v WHERE FALSE")
+        one.execute("ALTER TABLE `other-ü`.x ADD PRIMARY KEY (id)", "INSERT INTO `other-ü`.x VALUES (1, 'y')")
+        settle(sites)
+        two.execute("TRUNCATE TABLE s.renamed", "INSERT INTO s.renamed (id) VALUES (9)", "DROP TABLE `other-ü`.x")
+        settle(sites)
+        same_everywhere(sites, "s.t", "s.renamed")
+        found = [definitions(site, "s.t", "s.renamed") for site in sites]
+        assert found[0] == found[1] == found[2]
+        # This client sends UTF-8, whatever it told the server; the others must understand it as that server did.
+        assert "DEFAULT 'Ã©'" in found[0][1]
+        assert "2024-01-01 07:00:00" in found[0][1]
+        assert all(site.execute("SHOW TABLES FROM `other-ü`") == [] for site in sites)
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_crash_between_statement_and_progress(servers: LendServers, ran: bool) -> None:
+    """The intent is there; whether the statement ran only the binlog knows."""
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        two.link.limit = len(one.log.entries)
+        one.execute("CREATE TABLE s.made (id INT PRIMARY KEY)", "INSERT INTO s.made VALUES (1)")
+        wait_for(lambda: bool(statements_in(one.log)), 30, one)
+        (index,) = statements_in(one.log)
+        two.link.limit = index - 1
+        two.wait_applied(index - 1)
+        two.stop()
+        session = open_session(partial(connection, two.server))
+        ddl.store_intent(session, ddl.Intent(index, *ddl.binlog_end(session)))
+        if ran:
+            statement = decode(one.log.entries[index - 1].payload).ddl
+            assert statement is not None
+            ddl.run(session, statement)
+            setup(session)
+        session.close()
+        # The application's own statements are not taken for it.
+        two.execute("CREATE TABLE s.local (id INT PRIMARY KEY)", "INSERT INTO s.t VALUES (5, 5, 'x')")
+        two.link.limit = None
+        two.start()
+        two.wait_applied(index)
+        assert two.execute("SHOW TABLES FROM s LIKE 'made'")
+        print(f"{one.server.engine}: {'not run again' if ran else 'run'} after the crash")
+
+
+def test_a_statement_that_fails_stops_the_site_and_a_new_start_goes_on(servers: LendServers) -> None:
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        two.execute("SET SESSION sql_log_bin = 0", "CREATE TABLE s.there (id INT PRIMARY KEY)")
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'before')", "CREATE TABLE s.there (id INT PRIMARY KEY, v INT)")
+        one.execute("INSERT INTO s.there VALUES (1, 2)")
+        reason = two.wait_stopped()
+        (index,) = statements_in(one.log)
+        assert f"log index {index}, from site 1: CREATE TABLE s.there" in reason
+        assert "1050" in reason
+        assert two.applier.status.index == index - 1
+        assert two.execute("SELECT id FROM s.t") == [(1,)]
+        two.stop()
+        two.execute("SET SESSION sql_log_bin = 0", "DROP TABLE s.there")
+        two.start()
+        wait_capturing(two)
+        settle(sites)
+        same_everywhere(sites, "s.t", "s.there")
+
+
+def test_statements_of_two_sites_at_once_stop_every_site(servers: LendServers) -> None:
+    with cluster(servers(3)) as sites:
+        for site in sites:
+            site.link.held = True
+        sites[0].execute("ALTER TABLE s.t ADD COLUMN one INT")
+        sites[1].execute("ALTER TABLE s.t ADD COLUMN two INT")
+        wait_for(lambda: all(site.link.kept for site in sites[:2]), 30, sites)
+        for site in sites:
+            site.link.release()
+        reasons = {site.wait_stopped() for site in sites}
+        (reason,) = reasons
+        assert "another site changed schema s at the same time" in reason
+        assert len({site.applier.status.index for site in sites}) == 1
+
+
+def test_truncate_while_others_write(servers: LendServers) -> None:
+    """The truncating site runs it again, in its place, if writes of others came before it in the log."""
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old'), (2, 2, 'old')")
+        settle(sites)
+        for truncated_last in (True, False):
+            for site in sites:
+                site.link.held = True
+            one.execute("TRUNCATE TABLE s.t", "INSERT INTO s.t VALUES (10, 10, 'after')")
+            two.execute("REPLACE INTO s.t VALUES (1, 1, 'theirs'), (20, 20, 'theirs')")
+            wait_for(lambda: one.link.units_kept == 1 and two.link.units_kept == 1, 30, sites)
+            for site in (two, one) if truncated_last else (one, two):
+                site.link.release()
+            settle(sites)
+            same_everywhere(sites, "s.t")
+            ids = {row[0] for row in one.execute("SELECT id FROM s.t")}
+            assert ids == ({10} if truncated_last else {1, 10, 20})
+
+
+def test_a_large_unit_and_a_statement_in_turn(servers: LendServers) -> None:
+    with cluster(servers(2), TABLE, capture={"part_bytes": 4096}) as sites:
+        one, _ = sites
+        rows = ",".join(f"({n}, {n}, REPEAT('x', 90))" for n in range(300))
+        one.execute(
+            f"INSERT INTO s.t VALUES {rows}",
+            "ALTER TABLE s.t ADD COLUMN w INT DEFAULT 3",
+            "UPDATE s.t SET w = id",
+            "ALTER TABLE s.t DROP COLUMN w",
+            "UPDATE s.t SET v = CONCAT(v, id)",
+        )
+        settle(sites)
+        same_everywhere(sites, "s.t")
