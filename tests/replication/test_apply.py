@@ -9,12 +9,15 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import pymysql
+import pytest
 
 from mysqlraft.replication.apply import ApplyState
 from mysqlraft.replication.entry import PayloadKind, decode, kind_of
 from mysqlraft.sandbox.servers import Server
 from tests.harness.pool import LendServers
 from tests.replication.harness import SETTLE, SharedLog, SiteUnderTest, checksum, run, settle, wait_for
+
+pytestmark = pytest.mark.timeout(300)
 
 TABLE = "CREATE TABLE s.t (id INT PRIMARY KEY, u INT UNIQUE, v VARCHAR(100))"
 

@@ -14,6 +14,8 @@ from tests.replication.harness import SharedLog, SiteUnderTest, settle, wait_for
 from tests.replication.recorder import connection
 from tests.replication.test_apply import TABLE, cluster, same_everywhere, wait_capturing
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def statements_in(log: SharedLog) -> list[int]:
     """Log indices of statements."""

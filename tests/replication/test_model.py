@@ -26,7 +26,7 @@ from mysqlraft.replication.state import ReplicationState, Step, StepKind
 from tests.replication.reference import Row, RowChange, Table
 
 TABLE = b"\x01s\x00\x01t\x00"
-HISTORIES = 2500
+HISTORIES = 2000
 
 Keys = frozenset[tuple[str, int]]
 
@@ -354,6 +354,7 @@ def run(seed: int, *, naive: bool = False, crashes: bool = False, statements: bo
     )
 
 
+@pytest.mark.timeout(600)
 def test_every_site_ends_at_the_logs_own_result() -> None:
     outcomes = [run(seed) for seed in range(HISTORIES)]
     assert [seed for seed, outcome in enumerate(outcomes) if not outcome.converged] == []
@@ -365,6 +366,7 @@ def test_every_site_ends_at_the_logs_own_result() -> None:
     )
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("statements", [False, True])
 def test_crashes_of_daemons_change_nothing(statements: bool) -> None:
     outcomes = [run(seed, crashes=True, statements=statements) for seed in range(HISTORIES // 4)]

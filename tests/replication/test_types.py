@@ -19,6 +19,8 @@ from tests.replication.harness import run
 from tests.replication.recorder import here, record
 from tests.replication.test_lanes import items_of, lane_at
 
+pytestmark = pytest.mark.timeout(300)
+
 # column definition -> literals; NULL is added to each. The table has an integer primary key.
 COMMON: dict[str, Sequence[str]] = {
     "TINYINT": ("-128", "0", "127"),

@@ -1,0 +1,69 @@
+"""Rows against the table at this site: each difference that matters is named."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.replication.tables import LocalTables, TableMismatch
+from mysqlraft.sandbox.servers import Server
+from tests.replication.harness import run
+from tests.replication.recorder import connection, here, record
+
+SAME = "id INT PRIMARY KEY, {}"
+DIFFERENCES = (
+    ("v INT", "v INT UNSIGNED", "one is unsigned"),
+    ("v INT", "v BIGINT", "the type differs"),
+    ("v INT", "w INT", "the name differs"),
+    ("v VARCHAR(10)", "v VARCHAR(11)", "the size differs"),
+    ("v CHAR(10)", "v VARCHAR(10)", "the type differs"),
+    ("v VARCHAR(10) CHARACTER SET latin1", "v VARCHAR(10) CHARACTER SET latin2", "character set or collation"),
+    ("v VARCHAR(10) COLLATE utf8mb4_bin", "v VARCHAR(10) COLLATE utf8mb4_general_ci", "character set or collation"),
+    ("v DECIMAL(10,2)", "v DECIMAL(10,3)", "the size differs"),
+    ("v DATETIME(3)", "v DATETIME", "the size differs"),
+    ("v ENUM('a','b')", "v ENUM('b','a')", "the labels differ"),
+    ("v SET('a','b')", "v SET('a','b','c')", "the labels differ"),
+    ("v BIT(8)", "v BIT(9)", "the size differs"),
+    ("v BLOB", "v MEDIUMBLOB", "the size differs"),
+    ("v TEXT", "v BLOB", "character set or collation"),
+    ("v INT, w INT", "v INT", "column 3, w"),
+)
+
+
+def test_every_difference_is_named(server: Server) -> None:
+    with server.connect() as client, client.cursor() as cursor:
+        run(cursor, "CREATE DATABASE s CHARACTER SET utf8mb4")
+        for there, at_home, reason in DIFFERENCES:
+            run(cursor, f"CREATE TABLE s.t ({SAME.format(there)})")
+            begin = here(server)
+            run(cursor, "INSERT INTO s.t (id) VALUES (1)")
+            (body,) = record(server, begin)[0].tables
+            with closing(ServerKeySource(lambda: connection(server))) as source:
+                LocalTables(source).check(body)  # it fits itself
+                run(cursor, "DROP TABLE s.t", f"CREATE TABLE s.t ({SAME.format(at_home)})")
+                with pytest.raises(TableMismatch) as caught:
+                    LocalTables(source).check(body)
+                assert "s.t" in str(caught.value)
+                assert reason in str(caught.value)
+                run(cursor, "DROP TABLE s.t")
+                with pytest.raises(TableMismatch, match="does not exist at this site"):
+                    LocalTables(source).check(body)
+        print(f"{server.engine}: {len(DIFFERENCES)} differences named")
+
+
+def test_another_primary_key_is_a_difference(server: Server) -> None:
+    with server.connect() as client, client.cursor() as cursor:
+        run(cursor, "CREATE DATABASE s", "CREATE TABLE s.t (a INT, b INT, PRIMARY KEY (a, b))")
+        begin = here(server)
+        run(cursor, "INSERT INTO s.t VALUES (1, 1)")
+        (body,) = record(server, begin)[0].tables
+        run(cursor, "ALTER TABLE s.t DROP PRIMARY KEY, ADD PRIMARY KEY (b)")
+        with closing(ServerKeySource(lambda: connection(server))) as source:
+            with pytest.raises(TableMismatch, match=r"primary key is \(a, b\) in the rows, and \(b\)"):
+                LocalTables(source).check(body)
+            run(cursor, "ALTER TABLE s.t DROP PRIMARY KEY, ADD PRIMARY KEY (a, b), ADD COLUMN c INT DEFAULT 1")
+            tables = LocalTables(source)
+            tables.forget()
+            tables.check(body)
