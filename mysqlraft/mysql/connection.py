@@ -18,6 +18,8 @@ from pymysql.constants import COMMAND
 Connect = Callable[[], "Connection[Any]"]
 """Opens a connection of the daemon's account, in autocommit mode."""
 
+TOO_LARGE = 1153
+"""The error for a packet larger than the server takes; it would end the connection instead of saying so."""
 _COM_SET_OPTION = 0x1B
 _MULTI_STATEMENTS_ON = b"\0\0"
 _LOST = frozenset((0, 1053, 1077, 1927, 4031))
@@ -37,7 +39,10 @@ class SessionLost(Exception):
 
 
 class Session:
-    """One connection. Not for several threads at once."""
+    """One connection. Not for several threads at once.
+
+    ``max_packet``: bytes that may be sent together; the server ends the connection over more.
+    """
 
     def __init__(self, connect: Connect) -> None:
         """Raises SessionLost if there is no server to be reached, StatementError if it refuses the account."""
@@ -46,9 +51,11 @@ class Session:
             # _execute_command and _read_packet are PyMySQL's own plumbing; they have been stable since 0.5.
             self._connection._execute_command(_COM_SET_OPTION, _MULTI_STATEMENTS_ON)
             self._connection._read_packet()
-            self.version = str(self.query("SELECT VERSION()")[0][0])
+            version, packet = self.query("SELECT VERSION(), @@max_allowed_packet")[0]
         except (pymysql.err.MySQLError, OSError) as error:
             raise _translated(error, 0) from None
+        self.version = str(version)
+        self.max_packet = int(packet)
         self.mariadb = "mariadb" in self.version.lower()
         self.id = int(self._connection.thread_id())
 
@@ -81,8 +88,17 @@ class Session:
 
     def send(self, statements: Sequence[bytes]) -> None:
         """Sends statements that return no rows, and does not wait: `receive` the answers before anything else."""
+        packet = b";".join(statements)
+        if len(packet) >= self.max_packet:
+            wanted = 1 << (2 * len(packet)).bit_length()
+            raise StatementError(
+                0,
+                TOO_LARGE,
+                f"{len(packet)} bytes to be sent at once are more than this server's max_allowed_packet of "
+                f"{self.max_packet}: SET GLOBAL max_allowed_packet = {wanted}",
+            )
         try:
-            self._connection._execute_command(COMMAND.COM_QUERY, b";".join(statements))
+            self._connection._execute_command(COMMAND.COM_QUERY, packet)
         except (pymysql.err.MySQLError, OSError) as error:
             raise _translated(error, 0) from None
 

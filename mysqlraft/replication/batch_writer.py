@@ -17,7 +17,9 @@ from mysqlraft.replication.conflicts import Conflict, insert
 from mysqlraft.replication.row_events import Item, Statement, statements
 
 PACKET = 8 << 20
-"""Bytes of statements sent together. Below every server's max_allowed_packet."""
+"""Bytes of statements sent together, if the server's max_allowed_packet is as large."""
+_BESIDES = 64 << 10
+"""What a packet holds besides rows, at most: the progress row's state, BEGIN and COMMIT."""
 _CONFLICTS_TOGETHER = 50
 _AFTER_A_FAILURE = 32
 """Statements sent together once one of their packet has failed."""
@@ -40,6 +42,7 @@ class BatchWriter:
         self._session = session
         self._careful = careful
         self._sent: list[_Piece] = []
+        self._packet = min(PACKET, session.max_packet - _BESIDES)
         self.fallbacks = 0
 
     def forget(self) -> None:
@@ -63,7 +66,7 @@ class BatchWriter:
                 packet, size = [], 0
                 self._careful.apply(piece)
                 continue
-            if size + len(piece.sql) > PACKET and size:
+            if size + len(piece.sql) > self._packet and size:
                 self._submit(packet)
                 packet, size = [], 0
             packet.append(piece)

@@ -277,6 +277,27 @@ def test_a_table_that_does_not_fit_stops_apply_there(servers: LendServers) -> No
         assert two.execute("SELECT * FROM s.other") == [(1, "x", 7)]
 
 
+def test_a_row_too_large_for_the_server(servers: LendServers) -> None:
+    """The server would end the connection, again and again."""
+    with cluster(servers(2), "CREATE TABLE s.t (id INT PRIMARY KEY, b LONGBLOB)") as sites:
+        one, two = sites
+        two.stop()
+        two.execute("SET GLOBAL max_allowed_packet = 1048576")
+        two.start()
+        wait_capturing(two)
+        one.execute(
+            "INSERT INTO s.t VALUES (1, REPEAT('x', 700000))", "INSERT INTO s.t VALUES (2, REPEAT('y', 900000))"
+        )
+        reason = two.wait_stopped()
+        assert "SET GLOBAL max_allowed_packet = 4194304" in reason
+        two.execute("SET GLOBAL max_allowed_packet = 67108864")
+        two.stop()
+        two.start()
+        wait_capturing(two)
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
 def test_units_in_parts(servers: LendServers) -> None:
     """Transactions of several entries: atomic, whether clean, in conflict or written again."""
     with cluster(servers(2), capture={"part_bytes": 4096}) as sites:
