@@ -32,8 +32,8 @@ ROUNDS = 12
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.commit", description=__doc__)
     arguments(parser)
-    parser.add_argument("--rate", type=float, default=100, help="transactions a second (100)")
-    parser.add_argument("--count", type=int, default=100, help="transactions a round (100)")
+    parser.add_argument("--rate", type=float, default=25, help="transactions a second (25)")
+    parser.add_argument("--count", type=int, default=40, help="transactions a round (40)")
     args = parser.parse_args()
     installation = chosen(args)
     with tempfile.TemporaryDirectory(prefix="mysqlraft-commit-") as directory:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -58,6 +59,9 @@ ROW_ERRORS = 10
 """How often in a row a batch may fail on rows that the careful lane has just looked at: the application races it."""
 _PAUSES = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _IDLE_WAIT = 0.5
+PROGRESS_SECONDS = 0.2
+"""How long the progress row may stay behind entries that write nothing here, as most of this site's own do: a
+transaction for each of them would have the application's next COMMIT wait for its fsync."""
 
 
 class CommittedLog(Protocol):
@@ -155,6 +159,7 @@ class Applier:
         self._changed = threading.Event()
         self._source = ServerKeySource(self._connect)
         self._recent = RecentEntries()
+        self._held_since = 0.0
         self._tables = LocalTables(self._source)
         self._conflicts: ConflictWriter | None = None
         self._session: Session | None = None
@@ -241,9 +246,10 @@ class Applier:
         builder = BatchBuilder(state, lanes)
         self._running()
         while not self._stop.is_set():
-            entry = self._next(wait=not builder.entries and self._on_the_way is None)
+            wait = self._patience(builder)
+            entry = self._next(wait)
             if entry is None:
-                if builder.entries:
+                if builder.writes or (builder.entries and wait == 0 and self._on_the_way is None):
                     self._dispatch(builder.take())
                 else:
                     self._complete()
@@ -258,6 +264,8 @@ class Applier:
                 self._changed.clear()
                 self._forget_tables()
             step = self._step(builder, entry)
+            if builder.entries == 1:
+                self._held_since = time.monotonic()
             if step.kind is StepKind.LARGE:
                 builder.take()
                 self._dispatch(LargeWork(state, step, lanes).batch())
@@ -278,14 +286,22 @@ class Applier:
             self._dispatch(builder.take())
         self._complete()
 
-    def _next(self, *, wait: bool) -> LogEntry | None:
-        """The next entry; None if there is none yet."""
+    def _patience(self, builder: BatchBuilder) -> float:
+        """How long the next entry may be waited for."""
+        if self._on_the_way is not None or builder.writes:
+            return 0
+        if not builder.entries:
+            return _IDLE_WAIT
+        return max(0.0, self._held_since + PROGRESS_SECONDS - time.monotonic())
+
+    def _next(self, wait: float) -> LogEntry | None:
+        """The next entry; None if there is none within ``wait`` seconds."""
         entry = next(self._again, None)
         if entry is not None:
             return entry
         if not self._waiting:
             # Without a timeout of zero the queue would be asked whether it may wait.
-            self._waiting.extend(self._log.take(_IDLE_WAIT if wait else 0))
+            self._waiting.extend(self._log.take(wait))
         return self._waiting.popleft() if self._waiting else None
 
     def _step(self, builder: BatchBuilder, entry: LogEntry) -> Step:

@@ -186,6 +186,11 @@ class BatchBuilder:
     def rows(self) -> int:
         return self._batch.rows
 
+    @property
+    def writes(self) -> bool:
+        """Whether there is more to write than the progress row."""
+        return bool(self._batch.units or self._batch.conflicts)
+
     def add(self, entry: LogEntry) -> Step:
         """Takes the next entry. The rows of a LARGE step and the statement of a DDL step are the caller's.
 
