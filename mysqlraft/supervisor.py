@@ -255,10 +255,9 @@ class _Feed:
         try:
             # After a restart it takes a leader to know again what is committed.
             await self._node.wait_committed(last)
-            entries = []
-            for entry in self._node.committed_entries(first, BATCH_BYTES):
-                if entry.index <= last:
-                    entries.append(_plain(entry))
+            # Of a single entry no more than itself is read.
+            wanted = self._node.committed_entries(first, BATCH_BYTES if last > first else 1)
+            entries = [_plain(entry) for entry in wanted if entry.index <= last]
             self.channel.say(Say.FETCHED, request, entries, None)
         except StoreError as error:
             self.channel.say(Say.FETCHED, request, [], str(error))
