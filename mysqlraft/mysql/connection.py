@@ -7,6 +7,7 @@ PyMySQL opens the connection; statements then go out several to a packet. Answer
 from __future__ import annotations
 
 import re
+import select
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
@@ -101,6 +102,10 @@ class Session:
             self._connection._execute_command(COMMAND.COM_QUERY, packet)
         except (pymysql.err.MySQLError, OSError) as error:
             raise _translated(error, 0) from None
+
+    def answered(self) -> bool:
+        """Whether something of the answer to what was sent has arrived."""
+        return bool(select.select([self._connection._sock], [], [], 0)[0])
 
     def receive(self, count: int) -> None:
         """Waits for the answers to `count` statements. Raises as `run` does."""

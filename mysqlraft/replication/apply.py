@@ -277,6 +277,7 @@ class Applier:
                 or builder.bytes >= self._batch_bytes
                 or builder.entries >= BATCH_ENTRIES
                 or self._one_by_one_until
+                or (builder.writes and self._server_is_idle())
             ):
                 self._dispatch(builder.take())
             if self._one_by_one_until:
@@ -285,6 +286,11 @@ class Applier:
         if builder.entries:
             self._dispatch(builder.take())
         self._complete()
+
+    def _server_is_idle(self) -> bool:
+        """Whether the last batch is in. What is ready then leaves, even while more arrives: else a machine that is just
+        as quick at reading entries as they come would never write any."""
+        return self._on_the_way is None or (self._session is not None and self._session.answered())
 
     def _patience(self, builder: BatchBuilder) -> float:
         """How long the next entry may be waited for."""
