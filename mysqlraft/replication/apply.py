@@ -270,7 +270,7 @@ class Applier:
                 builder.take()
                 self._dispatch(LargeWork(state, step, lanes).batch())
             elif step.kind is StepKind.DDL:
-                self._statement(step)
+                self._statement(step, lanes)
                 self._dispatch(builder.take())
             elif (
                 builder.rows >= self._batch_rows
@@ -391,7 +391,7 @@ class Applier:
 
     # Statements.
 
-    def _statement(self, step: Step) -> None:
+    def _statement(self, step: Step, lanes: Lanes) -> None:
         """Runs the statement of a DDL step, exactly once, unless this site has run it already."""
         assert step.payload is not None
         assert step.payload.ddl is not None
@@ -406,6 +406,10 @@ class Applier:
         self._forget_tables()
         if certification.own and not (certification.verdict is Verdict.REASSERT and ddl.changes_rows(statement)):
             return
+        try:
+            lanes.check_flavour(step.payload)
+        except TableMismatch as error:
+            raise ApplyError(f"{where}: {error}") from error
         intent: ddl.Intent | None = None
         while True:
             try:

@@ -61,11 +61,7 @@ class Lanes:
         Raises:
             TableMismatch: a table of this site cannot take the rows.
         """
-        if payload.flavour is not self._flavour:
-            raise TableMismatch(
-                f"rows of a {payload.flavour.name} server cannot be written to a {self._flavour.name} server: "
-                "all sites of a cluster must be of one kind"
-            )
+        self.check_flavour(payload)
         for change in changes:
             table = payload.tables[change.table]
             self._tables.check(table)
@@ -80,6 +76,14 @@ class Lanes:
                 yield statement
             if lane is _Lane.ALONE:
                 yield from self.flush()
+
+    def check_flavour(self, payload: Payload) -> None:
+        """Raises TableMismatch for what only the other kind of server could do."""
+        if payload.flavour is not self._flavour:
+            raise TableMismatch(
+                f"what a {payload.flavour.name} server wrote cannot be applied to a {self._flavour.name} server: "
+                "all sites of a cluster must be of one kind"
+            )
 
     def flush(self) -> Iterator[Statement]:
         statement = self._builder.finish()

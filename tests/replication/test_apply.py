@@ -12,10 +12,11 @@ import pymysql
 import pytest
 
 from mysqlraft.replication.apply import ApplyState
-from mysqlraft.replication.entry import PayloadKind, decode, kind_of
-from mysqlraft.sandbox.servers import Server
+from mysqlraft.replication.entry import Ddl, Flavour, Payload, PayloadKind, Position, decode, kind_of
+from mysqlraft.sandbox.servers import Engine, Server
 from tests.harness.pool import LendServers
 from tests.replication.harness import SETTLE, SharedLog, SiteUnderTest, checksum, run, settle, wait_for
+from tests.replication.recorder import here, record
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -319,6 +320,33 @@ def test_units_in_parts(servers: LendServers) -> None:
         assert one.execute("SELECT COUNT(*) FROM s.t WHERE v LIKE 'one%'") == [(1000,)]
         ((count, note),) = one.execute("SELECT COUNT(*), MAX(resolution) FROM mysqlraft.conflicts")
         assert count == 500, note
+
+
+def test_rows_and_statements_of_the_other_kind_of_server_are_refused(servers: LendServers, engine: Engine) -> None:
+    """Their events would not be understood, or worse."""
+    other = Flavour.MYSQL if engine == "mariadb" else Flavour.MARIADB
+    place = Position("binlog.000001", 4)
+    statement = Ddl(["s"], "CREATE TABLE s.x (id INT PRIMARY KEY)", "", {}, 0)
+    with cluster(servers(1)) as (site,):
+        begin = here(site.server)
+        site.execute("INSERT INTO s.t VALUES (1, 1, 'x')")
+        rows = record(site.server, begin)[0]
+        for number, payload in enumerate(
+            (
+                Payload(PayloadKind.UNITS, other, 0, place, (place.file, 4), rows.tables, rows.units),
+                Payload(PayloadKind.DDL, other, 0, place, (place.file, 4), ddl=statement),
+            ),
+            1,
+        ):
+            site.stop()
+            del site.log.entries[site.applier.status.index :]
+            opening = Payload(PayloadKind.OPEN, other, 0, place, (place.file, 4))
+            site.log.append(2, number, 1, opening.encode())
+            index = site.log.append(2, number, 2, payload.encode())
+            site.start()
+            reason = site.wait_stopped()
+            assert f"log index {index}, from site 2" in reason
+            assert "all sites of a cluster must be of one kind" in reason
 
 
 def test_the_daemons_schema_of_a_newer_version_is_refused(servers: LendServers) -> None:
