@@ -312,6 +312,29 @@ class DumpConnection:
         raise BinlogError(f"the server refuses the dump: error {code}: {message}")
 
 
+def identity(event: bytes) -> str:
+    """What tells a binlog file from another one of the same name, from its format description: who made it, when."""
+    return f"{int.from_bytes(event[5:9], 'little')}-{int.from_bytes(event[:4], 'little')}"
+
+
+def file_identity(connect: Mapping[str, Any], server_id: int, file: str) -> str:
+    """The identity of a file that the server has, asked for by a dump connection of its own.
+
+    Raises:
+        PositionLost, ConnectionLost, BinlogError: as `DumpConnection.batch` does.
+        pymysql.err.MySQLError, OSError: as PyMySQL does.
+    """
+    dump = DumpConnection(connect, server_id)
+    try:
+        dump.start_at(file, 4)
+        while True:
+            for event in dump.batch():
+                if isinstance(event, bytes) and event[4] == _FORMAT_DESCRIPTION:
+                    return identity(event)
+    finally:
+        dump.close()
+
+
 def _matches(event: bytes) -> bool:
     """Whether the last four bytes are the checksum of the others: then the checksum of all is a constant."""
     return crc32(event) == _RESIDUE

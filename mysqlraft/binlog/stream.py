@@ -36,7 +36,7 @@ from typing import Any
 
 from mysqlraft.binlog import tablemap
 from mysqlraft.binlog.compression import payload_events, unpack
-from mysqlraft.binlog.dump import LargeEvent
+from mysqlraft.binlog.dump import LargeEvent, identity
 from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, IGNORABLE, EventType, Query, query, rotate, tagged_gtid
 from mysqlraft.binlog.gtid import DomainPositions, GtidSet
@@ -151,12 +151,15 @@ Item = Rows | SchemaChange | None
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """``file``, ``offset``, ``gtids``: where to read from; ``done``: (file, offset) up to which all has been read."""
+    """``file``, ``offset``, ``gtids``: where to read from; ``done``: (file, offset) up to which all has been read;
+    ``identity``: of the file of ``done``, "" if not known.
+    """
 
     file: str
     offset: int
     gtids: str
     done: tuple[str, int]
+    identity: str = ""
 
 
 @dataclass(slots=True)
@@ -243,6 +246,9 @@ class TransactionStream:
         # What lies between is read again for the sake of prepared XA transactions. Without such, nothing is: and then
         # the places must not be compared, for by its GTIDs a position may be that of another server.
         self._done = ("", 0) if position.done == (position.file, position.offset) else position.done
+        # (file, identity) of the file that is read, and of the one that `position.done` is in.
+        self._identity = ("", "")
+        self._done_identity = (position.done[0], position.identity)
         self._prepared: dict[Xid, _Prepared] = {}
         self._by_map: dict[bytes, _Table] = {}
         self._tables: dict[bytes, _Table] = {}
@@ -281,11 +287,18 @@ class TransactionStream:
         done = max(self._done, self._at, key=lambda at: (file_number(at[0]), at[1]))
         if self._prepared:
             before = next(iter(self._prepared.values())).before
-            return StreamPosition(before.file, before.offset, before.gtids, done)
+            return StreamPosition(before.file, before.offset, before.gtids, done, self._identity_of(done[0]))
         return self._here(done)
 
     def _here(self, done: tuple[str, int]) -> StreamPosition:
-        return StreamPosition(self._at[0], self._at[1], str(self._gtids) if self._has_gtids else "", done)
+        gtids = str(self._gtids) if self._has_gtids else ""
+        return StreamPosition(self._at[0], self._at[1], gtids, done, self._identity_of(done[0]))
+
+    def _identity_of(self, file: str) -> str:
+        for known in (self._identity, self._done_identity):
+            if known[0] == file:
+                return known[1]
+        return ""
 
     def close(self) -> None:
         """Gives back what is held on disk."""
@@ -779,10 +792,9 @@ class TransactionStream:
         file, offset = rotate(event)
         self._file = file
         self._low, self._high = offset & 0xFFFFFFFF, offset >> 32 << 32
-        if int.from_bytes(event[13:17], "little") and not self.inside:
-            self._at = (file, offset)
 
     def _format(self, event: bytes) -> None:
+        self._identity = (self._file, identity(event))
         if not int.from_bytes(event[13:17], "little"):
             return  # repeated by the server at the start of a dump
         if self.inside:

@@ -22,10 +22,11 @@ from typing import Any, Protocol, cast
 import pymysql
 from pymysql.connections import Connection
 
-from mysqlraft.binlog.dump import DumpConnection
+from mysqlraft.binlog.dump import DumpConnection, file_identity
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
+from mysqlraft.binlog.gtid import DomainPositions
 from mysqlraft.binlog.key_source import ServerKeySource
-from mysqlraft.binlog.stream import Rows, SchemaChange, StreamPosition, TransactionStream
+from mysqlraft.binlog.stream import Rows, SchemaChange, StreamPosition, TransactionStream, file_number
 from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payload, PayloadKind, Position, Unit
 
 BATCH_BYTES = 256 << 10
@@ -187,12 +188,16 @@ class Capture:
             source,
             self._replicated,
             mariadb=dump.mariadb,
-            position=StreamPosition(resume.file, resume.offset, resume.gtids, state.done),
+            position=StreamPosition(resume.file, resume.offset, resume.gtids, state.done, resume.identity),
             base=state.base,
             part_bytes=self._part_bytes,
             note=self._note,
         )
-        if self._by_gtid(source, dump.mariadb):
+        by_gtid = self._by_gtid(source, dump.mariadb)
+        if by_gtid:
+            self._verify_gtids(source, dump.mariadb)
+        self._verify_file(source, by_gtid)
+        if by_gtid:
             dump.start_after(resume.gtids)
         else:
             dump.start_at(resume.file, resume.offset)
@@ -226,6 +231,45 @@ class Capture:
         if self._by == "gtid" and not on:
             raise BinlogError("capture.position is gtid, but the server has gtid_mode OFF")
         return on
+
+    def _verify_gtids(self, source: ServerKeySource, mariadb: bool) -> None:
+        """The server must have everything that was captured. If it went back, it gives the GTIDs out again, and what
+        has them now would be passed over.
+        """
+        gtids = self._state.resume.gtids
+        if not mariadb:
+            if not source.query(f"SELECT GTID_SUBSET('{gtids}', @@global.gtid_executed)")[0][0]:
+                raise PositionLost("transactions that were captured are not in its gtid_executed: it has gone back")
+            return
+        held = DomainPositions(str(source.query("SELECT @@global.gtid_binlog_pos")[0][0])).last
+        for domain, (_, number) in DomainPositions(gtids).last.items():
+            if domain not in held or held[domain][1] < number:
+                raise PositionLost(
+                    f"captured up to {number} in GTID domain {domain}, which is after its gtid_binlog_pos: it has gone "
+                    "back"
+                )
+
+    def _verify_file(self, source: ServerKeySource, by_gtid: bool) -> None:
+        """The file of the position must be the one that was read, not another that now has its name and its GTIDs.
+
+        By GTID, another server may have taken the place of this one; it has files of its own. And the file may have
+        been purged since, when nothing that is still to be read was in it.
+        """
+        (file, offset), expected = self._state.done, self._state.resume.identity
+        if not expected:
+            return
+        own = expected.startswith(f"{source.query('SELECT @@global.server_id')[0][0]}-")
+        if by_gtid and not own:
+            return
+        sizes = {str(row[0]): int(row[1]) for row in source.query("SHOW BINARY LOGS")}
+        if file not in sizes:
+            if by_gtid and all(file_number(name) > file_number(file) for name in sizes):
+                return
+            raise PositionLost(f"it has no {file}, but earlier files" if by_gtid else f"it has no {file}")
+        if sizes[file] < offset:
+            raise PositionLost(f"its {file} ends at {sizes[file]}, before that place")
+        if file_identity(self._connect, self._server_id, file) != expected:
+            raise PositionLost(f"its {file} is another file than the one that was read: its binlog was made anew")
 
     def _idle(self, dump: DumpConnection, stream: TransactionStream) -> bool:
         """All that has arrived was read: sends what is held, and a mark when one is due. True: go on and read."""
@@ -299,7 +343,7 @@ class Capture:
     def _where(self, stream: TransactionStream) -> tuple[int, Position, tuple[str, int]]:
         """Base and positions after what is about to be proposed."""
         at = stream.position
-        return stream.base, Position(at.file, at.offset, at.gtids), at.done
+        return stream.base, Position(at.file, at.offset, at.gtids, at.identity), at.done
 
     def _propose(self, stream: TransactionStream, payload: Payload, *, moves: bool = True) -> None:
         transactions, rows = self._held_transactions, self._held_rows

@@ -60,12 +60,14 @@ class Position:
     """A place between two transactions of one server's binlog.
 
     ``file``/``offset`` always name it; ``gtids`` is the set executed up to there (MySQL: gtid_executed form,
-    MariaDB: gtid_binlog_pos form), empty when the server has no GTIDs.
+    MariaDB: gtid_binlog_pos form), empty when the server has no GTIDs. ``identity`` tells the file of `Payload.done`
+    from another one of the same name, "" if it is not known (`mysqlraft.binlog.dump.file_identity`).
     """
 
     file: str
     offset: int
     gtids: str = ""
+    identity: str = ""
 
 
 @dataclass(slots=True)
@@ -159,7 +161,7 @@ class Payload:
                 self.kind,
                 self.flavour,
                 self.base,
-                (resume.file, resume.offset, resume.gtids),
+                (resume.file, resume.offset, resume.gtids, resume.identity),
                 self.done,
                 body,
             )
@@ -199,9 +201,7 @@ def decode(data: bytes) -> Payload:
         raise PayloadError(f"payload version {version!r}; this mysqlraft reads version {VERSION}: upgrade it")
     try:
         kind, flavour, base, resume, done, body = rest
-        payload = Payload(
-            PayloadKind(kind), Flavour(flavour), base, Position(resume[0], resume[1], resume[2]), (done[0], done[1])
-        )
+        payload = Payload(PayloadKind(kind), Flavour(flavour), base, Position(*resume), (done[0], done[1]))
         if payload.kind in (PayloadKind.UNITS, PayloadKind.PART):
             payload.tables = body[0]
             payload.units = [

@@ -280,7 +280,7 @@ class ReplicationState:
             (
                 number,
                 *self.sessions.last(number),
-                None if o.resume is None else (o.resume.file, o.resume.offset, o.resume.gtids),
+                None if o.resume is None else (o.resume.file, o.resume.offset, o.resume.gtids, o.resume.identity),
                 o.done,
                 o.base,
                 o.parts,

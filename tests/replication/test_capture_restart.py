@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pymysql
 import pytest
@@ -16,8 +19,9 @@ from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.stream import Rows, StreamPosition, TransactionStream
 from mysqlraft.replication.capture import position_now
 from mysqlraft.replication.entry import Payload, PayloadKind
-from mysqlraft.sandbox.servers import Server
+from mysqlraft.sandbox.servers import Engine, Server
 from tests.binlog.tap import events, settings
+from tests.harness.pool import ServerFactory
 from tests.replication.capture_rig import capturing, run
 
 _TABLE = ("CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, v LONGTEXT)")
@@ -269,3 +273,64 @@ def test_silence(server: Server) -> None:
     with pytest.raises(ConnectionLost, match="not even a heartbeat"):
         _read_on(dump)
     dump.close()
+
+
+@pytest.mark.parametrize("position", ["auto", "file"])
+@pytest.mark.parametrize("how", ["reset", "restored"])
+def test_a_binlog_that_went_back_and_grew_again(
+    server: Server, engine: Engine, position: str, how: str, tmp_path: Path
+) -> None:
+    """The place and its GTIDs exist again, with other transactions before them: an error, and nothing passed over."""
+    run(server, *_TABLE)
+    if how == "restored":
+        server.stop()
+        shutil.copytree(server.directory / "data", tmp_path / "copy")
+        server.start()
+    with capturing(server, position=position) as rig:
+        for number in range(5):
+            run(server, f"INSERT INTO d.t VALUES ({number}, 'x')")
+        rig.wait(lambda: rig.capture.status()["transactions"] == 5)
+        state = rig.state()
+    # Nothing has changed: it goes on.
+    with capturing(server, state, position=position) as again:
+        again.wait(lambda: again.capture.status()["connected"])
+    time.sleep(1.1)  # the time a file was made at counts seconds
+    if how == "restored":
+        server.kill()
+        shutil.rmtree(server.directory / "data")
+        shutil.copytree(tmp_path / "copy", server.directory / "data")
+        server.start()
+    else:
+        run(
+            server, "DROP DATABASE d", "RESET MASTER" if engine == "mariadb" else "RESET BINARY LOGS AND GTIDS", *_TABLE
+        )
+    # The same statements: files, offsets and GTIDs come out alike.
+    for number in range(10):
+        run(server, f"INSERT INTO d.t VALUES ({number}, 'y')")
+    with capturing(server, state, position=position) as rig:
+        rig.wait(lambda: rig.error is not None)
+        assert isinstance(rig.error, PositionLost)
+        assert "load this site anew" in str(rig.error)
+        assert rig.log() == []
+
+
+def test_another_server_by_gtid(server: Server, engine: Engine, server_factory: ServerFactory) -> None:
+    """A server with all that was captured, under names of files of its own, may take the place of the site's."""
+    other = server_factory()
+    run(server, *_TABLE)
+    with capturing(server) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 'x')")
+        rig.wait(lambda: rig.capture.status()["transactions"] == 1)
+        state = rig.state()
+    gtids = state.resume.gtids
+    with capturing(other, state) as rig:
+        rig.wait(lambda: rig.error is not None)
+        assert isinstance(rig.error, PositionLost)
+    if engine == "mysql":
+        run(other, "RESET BINARY LOGS AND GTIDS", f"SET GLOBAL gtid_purged = '{gtids}'", *_TABLE)
+    else:
+        run(other, "RESET MASTER", f"SET GLOBAL gtid_binlog_state = '{gtids}'", *_TABLE)
+    with capturing(other, state) as rig:
+        run(other, "INSERT INTO d.t VALUES (2, 'x')")
+        rig.wait(lambda: rig.capture.status()["transactions"] == 1)
+        assert rig.log()[-1] == [("d.t", "WRITE", None, 2)]
