@@ -26,6 +26,14 @@ _TABLES = {
         " intent VARBINARY(1024) NULL"
         ") ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
     ),
+    # Where capture began when the site was new: kept before it is proposed, as the log may take its time.
+    "beginning": (
+        "CREATE TABLE mysqlraft.beginning ("
+        "id TINYINT UNSIGNED NOT NULL PRIMARY KEY,"
+        " base BIGINT UNSIGNED NOT NULL,"
+        " position LONGBLOB NOT NULL"
+        ") ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+    ),
     "conflicts": (
         "CREATE TABLE mysqlraft.conflicts ("
         "log_index BIGINT UNSIGNED NOT NULL,"

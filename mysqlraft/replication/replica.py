@@ -31,23 +31,26 @@ import threading
 import time
 import zlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pymysql
+from pymysql.connections import Connection
 
 from mysqlraft import config, logs
 from mysqlraft.admin.status import State
-from mysqlraft.binlog.errors import BinlogError
+from mysqlraft.binlog.dump import file_identity
+from mysqlraft.binlog.errors import BinlogError, ConnectionLost
 from mysqlraft.config import Config, ConfigError
 from mysqlraft.ipc import EXIT_STOPPED, Link, SessionOver
 from mysqlraft.mysql import account
 from mysqlraft.mysql.preflight import Inspection, inspect
 from mysqlraft.replication.apply import Applier, ApplyState
 from mysqlraft.replication.capture import Capture, CaptureState, position_now
-from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, kind_of
+from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, kind_of
 from mysqlraft.replication.filters import TableFilter
 from mysqlraft.replication.state import LogEntry, ReplicationState, Step, StepKind
 
@@ -211,18 +214,38 @@ class Replica:
                         cursor.execute("SELECT COUNT(*) FROM mysqlraft.conflicts")
                         self._conflicts_before = int((cursor.fetchone() or (0,))[0])
                     if resume is None:
-                        base, resume = state.index, position_now(connection)
+                        base, resume = self._beginning(connection, state.index)
                         done = (resume.file, resume.offset)
                         logger.info("this site begins at file=%s offset=%d base=%d", *done, base)
                 finally:
                     connection.close()
                 break
-            except (pymysql.err.OperationalError, pymysql.err.InterfaceError, OSError) as error:
+            except (pymysql.err.OperationalError, pymysql.err.InterfaceError, OSError, ConnectionLost) as error:
                 self._reason = f"the server at {account.where(self._config.mysql)}: {_text(error)}"
                 self._pause(_PAUSES[min(attempt, len(_PAUSES) - 1)])
                 attempt += 1
         self._reason = "waiting until the log holds this site's session"
         self._open_session(state, Payload(PayloadKind.OPEN, self._flavour, base, resume, done))
+
+    def _beginning(self, connection: Connection[Any], index: int) -> tuple[int, Position]:
+        """Base and position where this new site's capture begins.
+
+        They stay what they were the first time, also after a restart: what is committed until the log holds them is
+        to be captured as well.
+        """
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT base, position FROM mysqlraft.beginning")
+            row = cursor.fetchone()
+            if row is not None:
+                return int(row[0]), Position(*msgpack.unpackb(row[1]))
+            position = position_now(connection)
+            server_id = dump_server_id(self._config.cluster.id, self._site, Reader.CAPTURE)
+            identity = file_identity(account.arguments(self._config.mysql), server_id, position.file)
+            position = replace(position, identity=identity)
+            packed = msgpack.packb((position.file, position.offset, position.gtids, position.identity))
+            cursor.execute("INSERT INTO mysqlraft.beginning VALUES (1, %s, %s)", (index, packed))
+            connection.commit()
+            return index, position
 
     def _open_session(self, state: ReplicationState, payload: Payload) -> None:
         last = max(self._last_session, state.sessions.last(self._site)[0])

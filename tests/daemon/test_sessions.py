@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 
 from mysqlraft import config
 from mysqlraft.ipc import Link, LogEntry
+from mysqlraft.mysql.connection import Session
+from mysqlraft.mysql.schema import ensure_schema
 from mysqlraft.replication.capture import Capture
 from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, decode
 from mysqlraft.replication.replica import Reader, Replica, dump_server_id
 from mysqlraft.replication.state import ReplicationState
+from mysqlraft.sandbox.servers import Server
 
 SETTINGS = config.parse(
     """\
@@ -116,6 +121,29 @@ def test_a_session_is_greater_than_any_of_this_daemon(monkeypatch: pytest.Monkey
     """Consensus would refuse a proposal in an older one."""
     ahead = time.time_ns() // 1000 + 10**12
     assert Rig(monkeypatch, last_session=ahead).open() == ahead + 1
+
+
+def test_a_new_site_begins_where_it_began_the_first_time(server: Server) -> None:
+    """What is committed while the first OPEN is on its way, and lost with the process, is captured all the same."""
+    mysql = replace(SETTINGS.mysql, socket=server.socket, user=server.user)
+    settings = replace(SETTINGS, mysql=mysql)
+    session = Session(server.connect)
+    ensure_schema(session.query)
+    session.query("CREATE DATABASE d")
+    found = []
+    for index in (7, 9):
+        link = FakeLink()
+        state = ReplicationState(1, [1, 2], lambda first, last: [])
+        state.index = index
+        with patch.object(type(mysql), "read_password", lambda self: server.password):
+            Replica(settings, cast(Link, link), 0)._on_ready(state)
+        payload = decode(link.proposed[0][2])
+        found.append((payload.base, payload.resume, payload.done))
+        session.query("CREATE TABLE IF NOT EXISTS d.t (id INT PRIMARY KEY)")
+    assert found[0] == found[1]
+    assert found[0][0] == 7
+    assert found[0][1].identity.startswith(f"{server.server_id}-")
+    session.close()
 
 
 def test_server_ids_are_distinct_and_out_of_the_way() -> None:
