@@ -15,10 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from mysqlraft.sandbox.servers import ENGINES, Engine, Installation, Server, find_servers
 from tests.harness.pool import LendServers, ServerFactory, ServerPool
+
+# The same examples in every run; `--hypothesis-profile=default` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

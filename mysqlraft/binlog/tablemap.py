@@ -83,7 +83,10 @@ _META_BYTES = (
 )
 # The types that have a bit in the signedness metadata, YEAR among them.
 _NUMERIC = frozenset((_T.TINY, _T.SHORT, _T.INT24, _T.LONG, _T.LONGLONG, _T.NEWDECIMAL, _T.FLOAT, _T.DOUBLE, _T.YEAR))
-_CHARACTER = frozenset((_T.STRING, _T.VAR_STRING, _T.VARCHAR, _T.BLOB, _T.BLOB_COMPRESSED, _T.VARCHAR_COMPRESSED))
+# MySQL's VECTOR is a blob to the server, so it takes a place in the list of collations.
+_CHARACTER = frozenset(
+    (_T.STRING, _T.VAR_STRING, _T.VARCHAR, _T.BLOB, _T.BLOB_COMPRESSED, _T.VARCHAR_COMPRESSED, _T.VECTOR)
+)
 
 DIGIT_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
 

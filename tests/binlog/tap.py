@@ -27,7 +27,13 @@ _KINDS = {
 
 def settings(server: Server) -> dict[str, Any]:
     """Keyword arguments of pymysql.connect for this server."""
-    return {"unix_socket": str(server.socket), "user": server.user, "password": server.password, "charset": "utf8mb4"}
+    return {
+        "unix_socket": str(server.socket),
+        "user": server.user,
+        "password": server.password,
+        "charset": "utf8mb4",
+        "autocommit": True,
+    }
 
 
 def run(connection: Connection[Any], *statements: str) -> Sequence[Sequence[Any]]:
