@@ -17,8 +17,10 @@ HEADER = 19
 IGNORABLE = 0x80
 """Header flag: a reader that does not know the type may pass over the event."""
 
-APPLY_THREAD_ID = 0x6D7972
-"""``pseudo_thread_id`` of the daemon's own sessions: statements that carry it are not the applications'."""
+APPLY_THREAD_ID = 0xFFFF_FFF1
+"""``pseudo_thread_id`` of the daemon's own sessions: statements that carry it are not the applications'. No server
+lives to count its connections up to it.
+"""
 
 
 class EventType(IntEnum):

@@ -54,7 +54,8 @@ _OBJECTS = frozenset(
     )
 )
 _OTHER_OBJECTS = frozenset(("USER", "ROLE", "SERVER", "EVENT", "TABLESPACE", "LOGFILE", "RESOURCE", "INSTANCE"))
-_ROWS = frozenset(("INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH", "DO"))
+# SELECT is in the binlog only when a function that it calls changes rows.
+_ROWS = frozenset(("SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH", "DO"))
 
 
 def _tokens(text: str, limit: int = 4000) -> list[tuple[str, bool]]:

@@ -103,6 +103,10 @@ _NOTHING = frozenset(
 _XID_TEXT = re.compile(rb"XA (?:START|COMMIT|ROLLBACK) X'([0-9A-Fa-f]*)',X'([0-9A-Fa-f]*)',(\d+)")
 _START_TRANSACTION = re.compile(r"\s+START TRANSACTION\s*$", re.IGNORECASE)
 
+_IF_EXISTS = re.compile(r"\s*DROP\s+\w+\s+(?:/\*.*?\*/\s*)?IF\s+EXISTS\b", re.IGNORECASE)
+_LONGEST_LIST = 500
+"""Names in a statement; of more it is not sure that all were found."""
+
 _STANDALONE, _GROUP_COMMIT, _PREPARED, _COMPLETED = 1, 2, 64, 128
 _START_ALTER, _ROLLBACK_ALTER = 2, 8
 
@@ -779,6 +783,16 @@ class TransactionStream:
                 self._note(f"not replicated: {what.verb} (it changes no replicated schema or table)")
             return None
         schemas = sorted({schema for schema, _ in objects} | {s for s in touched if s and s not in NEVER})
+        if len(objects) < len(what.objects):
+            statement = _replicated_only(statement, what, objects)
+        for schema, table in objects:
+            all_of = getattr(self._replicated, "all_of", None)
+            if table is None and what.verb in ("DROP DATABASE", "DROP SCHEMA") and all_of and not all_of(schema):
+                raise BinlogError(
+                    f"{statement[:200]}: a pattern excludes tables of {schema} from replication, which the other sites "
+                    "would lose with it. Change `replicate` so that it names all of the schema or nothing of it, alike "
+                    "at every site, and restart"
+                )
         if inside:
             statement = _START_TRANSACTION.sub("", statement)
         return SchemaChange(schemas, statement, found.schema, context, self.committed_at, inside)
@@ -807,6 +821,27 @@ class TransactionStream:
             self._reset()
         if file_number(self._file) > file_number(self._at[0]):
             self._at = (self._file, 4)
+
+
+def _name(text: str) -> str:
+    return "`" + text.replace("`", "``") + "`"
+
+
+def _replicated_only(statement: str, what: Statement, objects: list[tuple[str, str | None]]) -> str:
+    """A statement that names objects outside the filter, without them.
+
+    Raises:
+        BinlogError: nothing would be left that means the same.
+    """
+    if what.verb in ("DROP TABLE", "DROP TABLES", "DROP VIEW", "DROP SEQUENCE") and len(what.objects) <= _LONGEST_LIST:
+        exists = "IF EXISTS " if _IF_EXISTS.match(statement) else ""
+        names = ", ".join(f"{_name(schema)}.{_name(table or '')}" for schema, table in objects)
+        return f"{what.verb} {exists}{names}"
+    outside = next(pair for pair in what.objects if pair not in objects)
+    raise BinlogError(
+        f"{statement[:200]}: it names {'.'.join(filter(None, outside))}, which is not replicated, beside tables that "
+        "are. Change `replicate` so that it has both or none, alike at every site, and restart"
+    )
 
 
 def _xid(statement: bytes) -> Xid:

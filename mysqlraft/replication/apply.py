@@ -418,7 +418,7 @@ class Applier:
                     intent = ddl.read_intent(session)
                     if intent is not None and intent.log_index != step.index:
                         intent = None
-                if intent is not None and ddl.has_run(session, intent, self._open_dump):
+                if intent is not None and ddl.has_run(session, statement, intent, self._open_dump):
                     return
                 intent = intent or ddl.Intent(step.index, *ddl.binlog_end(session))
                 ddl.store_intent(session, intent)

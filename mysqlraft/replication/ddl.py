@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import msgpack
 
+from mysqlraft.binlog.compression import unpack
 from mysqlraft.binlog.dump import DumpConnection, LargeEvent
 from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, EventType, query, rotate
 from mysqlraft.binlog.statements import classify
-from mysqlraft.mysql.connection import Session, version_numbers
+from mysqlraft.mysql.connection import Session, StatementError, version_numbers
 from mysqlraft.mysql.finding import identifier
-from mysqlraft.mysql.schema import quoted
+from mysqlraft.mysql.schema import SCHEMA, quoted
 from mysqlraft.replication.entry import Ddl
 
 OpenDump = Callable[[], DumpConnection]
@@ -36,6 +37,7 @@ class Intent(NamedTuple):
 
 _NAMES_ITS_SCHEMA = frozenset(("CREATE DATABASE", "CREATE SCHEMA", "DROP DATABASE", "DROP SCHEMA"))
 """Their event in the binlog calls the schema that they name the default one, and it need not exist here."""
+_NO_SUCH_SCHEMA = 1049
 _TRANSACTION = (b"BEGIN", b"COMMIT", b"ROLLBACK", b"SAVEPOINT", b"XA")
 
 
@@ -71,16 +73,23 @@ def run(session: Session, ddl: Ddl) -> None:
         SessionLost: the connection broke; whether it ran is unknown.
     """
     settings = [f"SET SESSION {name} = {_value(value)}" for name, value in ddl.context.items()]
-    if ddl.schema and classify(ddl.statement, ddl.schema).verb not in _NAMES_ITS_SCHEMA:
-        settings.append(f"USE {identifier(ddl.schema)}")
     if settings:
         session.run([setting.encode() for setting in settings])
+    if ddl.schema and classify(ddl.statement, ddl.schema).verb not in _NAMES_ITS_SCHEMA:
+        try:
+            session.run([f"USE {identifier(ddl.schema)}".encode()])
+        except StatementError as error:
+            if error.code != _NO_SUCH_SCHEMA or any(not schema for schema, _ in classify(ddl.statement, "").objects):
+                raise
+            # The session's schema is not replicated, and what the statement is about is not in it. Any other name
+            # without a schema is to be found missing, not in the schema of the statement before.
+            session.run([f"USE {SCHEMA}".encode()])
     # The bytes of the origin's binlog, in the character set that the context names.
     session.run([ddl.statement.encode("utf-8", "surrogateescape")])
 
 
-def has_run(session: Session, intent: Intent, open_dump: OpenDump) -> bool:
-    """Whether the binlog holds a statement of apply's after the intent's position.
+def has_run(session: Session, ddl: Ddl, intent: Intent, open_dump: OpenDump) -> bool:
+    """Whether the binlog holds the statement, run by apply, after the intent's position.
 
     Raises:
         PositionLost: the server no longer has that part of its binlog.
@@ -90,6 +99,7 @@ def has_run(session: Session, intent: Intent, open_dump: OpenDump) -> bool:
     file = intent.file
     if (file, intent.offset) == end:
         return False
+    wanted = classify(ddl.statement, ddl.schema)
     dump = open_dump()
     try:
         dump.start_at(intent.file, intent.offset)
@@ -104,8 +114,12 @@ def has_run(session: Session, intent: Intent, open_dump: OpenDump) -> bool:
                     file = rotate(event)[0]
                 elif kind in (EventType.QUERY, EventType.MARIADB_QUERY_COMPRESSED):
                     found = query(event[HEADER:])
-                    if found.thread_id == APPLY_THREAD_ID and not found.statement.upper().startswith(_TRANSACTION):
-                        return True
+                    text = unpack(found.statement) if kind == EventType.MARIADB_QUERY_COMPRESSED else found.statement
+                    if found.thread_id == APPLY_THREAD_ID and not text.upper().startswith(_TRANSACTION):
+                        # The server may have put it into other words.
+                        ran = classify(text.decode("utf-8", "surrogateescape"), found.schema)
+                        if (ran.verb, ran.objects) == (wanted.verb, wanted.objects):
+                            return True
                 position = int.from_bytes(event[13:17], "little")
                 if file == end[0] and position >= end[1]:
                     return False

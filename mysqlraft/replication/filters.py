@@ -29,6 +29,12 @@ class TableFilter:
             answer = self._known[schema, table] = self._decide(schema, table)
         return answer
 
+    def all_of(self, schema: str) -> bool:
+        """Whether every table that the schema may ever have is replicated."""
+        return any(s.fullmatch(schema) and t.pattern == _ANY for s, t in self._include) and not any(
+            s.fullmatch(schema) for s, _ in self._exclude
+        )
+
     def _decide(self, schema: str, table: str | None) -> bool:
         if schema in NEVER:
             return False

@@ -297,6 +297,40 @@ def test_filters(server: Server) -> None:
         ]
 
 
+def test_a_statement_across_the_filter(server: Server) -> None:
+    """What is not replicated stays out of a list; where it cannot, capture stops."""
+    replicated = TableFilter(["app.*"], ["app.tmp_*"])
+    crossing = ("RENAME TABLE app.b TO private.b", "DROP DATABASE app")
+    run(server, "CREATE DATABASE app", "CREATE DATABASE private")
+    for statement in crossing:
+        for name in ("app.a", "app.`b``c`", "app.b", "app.tmp_x", "private.u"):
+            run(server, f"CREATE TABLE {name} (id INT PRIMARY KEY)")
+        with capturing(server, replicated=replicated) as rig:
+            run(server, "DROP TABLE private.u, app.a, app.tmp_x", "DROP TABLE IF EXISTS app.tmp_x, `app`.`b``c`, no.no")
+            rig.wait(lambda: len(rig.payloads) == 2)
+            assert rig.log() == ["DROP TABLE `app`.`a`", "DROP TABLE IF EXISTS `app`.`b``c`"]
+            run(server, statement)
+            rig.wait(lambda: rig.error is not None)
+            assert isinstance(rig.error, BinlogError)
+            assert "Change `replicate`" in str(rig.error)
+            assert len(rig.payloads) == 2
+        run(server, "DROP TABLE IF EXISTS private.b")
+
+
+def test_a_function_that_changes_rows(server: Server) -> None:
+    """Called by SELECT, and logged as that in a session that logs statements."""
+    run(
+        server,
+        *_TABLES,
+        "SET GLOBAL log_bin_trust_function_creators = 1",
+        "CREATE FUNCTION d.f() RETURNS INT MODIFIES SQL DATA BEGIN INSERT INTO d.t VALUES (77, 'f'); RETURN 1; END",
+    )
+    with capturing(server) as rig:
+        run(server, "SET SESSION binlog_format = STATEMENT", "SELECT d.f()")
+        rig.wait(lambda: rig.error is not None)
+        assert "binlog_format = ROW" in str(rig.error)
+
+
 @pytest.mark.parametrize(
     "session, statement, complaint",
     [

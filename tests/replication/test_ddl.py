@@ -6,9 +6,11 @@ from functools import partial
 
 import pytest
 
+from mysqlraft.binlog.dump import DumpConnection
+from mysqlraft.mysql.connection import StatementError
 from mysqlraft.replication import ddl
 from mysqlraft.replication.apply_session import open_session, setup
-from mysqlraft.replication.entry import PayloadKind, decode, kind_of
+from mysqlraft.replication.entry import Ddl, PayloadKind, decode, kind_of
 from tests.harness.pool import LendServers
 from tests.replication.harness import SharedLog, SiteUnderTest, settle, wait_for
 from tests.replication.recorder import connection
@@ -85,6 +87,26 @@ def test_a_crash_between_statement_and_progress(servers: LendServers, ran: bool)
         two.wait_applied(index)
         assert two.execute("SHOW TABLES FROM s LIKE 'made'")
         print(f"{one.server.engine}: {'not run again' if ran else 'run'} after the crash")
+
+
+def test_a_session_in_a_schema_that_the_other_site_does_not_have(servers: LendServers) -> None:
+    """All that the statement names is replicated; and nothing unnamed is looked for in another schema."""
+    (server,) = servers(1)
+    session = open_session(partial(connection, server))
+    run = partial(ddl.run, session)
+    session.run([b"CREATE DATABASE app", b"CREATE TABLE app.model (id INT PRIMARY KEY)", b"CREATE DATABASE mysqlraft"])
+    run(Ddl([], "CREATE TABLE made (id INT PRIMARY KEY)", "app", {}, 0))
+    intent = ddl.Intent(1, *ddl.binlog_end(session))
+    made = Ddl([], "CREATE TABLE app.t (id INT PRIMARY KEY)", "private", {}, 0)
+    run(made)
+    reader = {"unix_socket": str(server.socket), "user": server.user, "password": server.password}
+    assert ddl.has_run(session, made, intent, lambda: DumpConnection(reader, 77_001))
+    other = Ddl([], "CREATE TABLE app.other (id INT PRIMARY KEY)", "private", {}, 0)
+    assert not ddl.has_run(session, other, intent, lambda: DumpConnection(reader, 77_001))
+    for statement in ("CREATE TABLE t (id INT PRIMARY KEY)", "CREATE TABLE app.u LIKE model"):
+        with pytest.raises(StatementError):
+            run(Ddl([], statement, "private", {}, 0))
+    session.close()
 
 
 def test_a_statement_that_fails_stops_the_site_and_a_new_start_goes_on(servers: LendServers) -> None:
