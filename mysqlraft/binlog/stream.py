@@ -778,6 +778,8 @@ class TransactionStream:
                 )
             return None
         objects = [(schema, table) for schema, table in what.objects if self._may_replicate(schema, table)]
+        if what.verb.endswith(" TRIGGER") and len(objects) < len(what.objects):
+            objects = []  # of a table that is not replicated
         if what.kind is StatementKind.OTHER or not objects:
             if what.kind is StatementKind.OTHER:
                 self._note(f"not replicated: {what.verb} (it changes no replicated schema or table)")

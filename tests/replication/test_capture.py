@@ -308,6 +308,12 @@ def test_a_statement_across_the_filter(server: Server) -> None:
         with capturing(server, replicated=replicated) as rig:
             run(server, "DROP TABLE private.u, app.a, app.tmp_x", "DROP TABLE IF EXISTS app.tmp_x, `app`.`b``c`, no.no")
             rig.wait(lambda: len(rig.payloads) == 2)
+            run(server, "CREATE TABLE app.tmp_y (id INT PRIMARY KEY)", "DROP TRIGGER IF EXISTS private.none")
+            run(
+                server,
+                "CREATE TRIGGER app.r BEFORE INSERT ON app.tmp_y FOR EACH ROW SET @x = 1",
+                "DROP TABLE app.tmp_y",
+            )
             assert rig.log() == ["DROP TABLE `app`.`a`", "DROP TABLE IF EXISTS `app`.`b``c`"]
             run(server, statement)
             rig.wait(lambda: rig.error is not None)
