@@ -135,6 +135,18 @@ class _Server:
             ("read_only", "OFF", Severity.ERROR, "the site's server is written to, by applications and by the daemon"),
             ("super_read_only", "OFF", Severity.ERROR, "the daemon writes what other sites committed"),
             (
+                "slave_run_triggers_for_rbr",
+                "NO",
+                Severity.ERROR,
+                "a trigger's changes come from its origin; a site that ran it again would differ from the others",
+            ),
+            (
+                "log_bin_trust_function_creators",
+                "ON",
+                Severity.WARNING,
+                "the daemon's account may not create the triggers and functions that another site created",
+            ),
+            (
                 "sync_binlog",
                 "1",
                 Severity.WARNING,

@@ -28,6 +28,18 @@ def check_tables(
         )
         if replicated(schema, table)
     ]
+    for schema, table, kind in query(
+        "SELECT table_schema, table_name, table_type FROM information_schema.tables"
+        " WHERE table_type IN ('SYSTEM VERSIONED', 'SEQUENCE')"
+    ):
+        if replicated(schema, table):
+            yield Finding(
+                "table_type",
+                Severity.ERROR,
+                f"{schema}.{table} is a {kind.lower()}{' table' if kind != 'SEQUENCE' else ''}",
+                "it cannot be replicated: its history, or its next value, would differ from site to site; exclude it "
+                "in `replicate`, alike at every site",
+            )
     names = {(schema, table) for schema, table, _ in tables}
     for schema, table, engine in tables:
         if engine != "InnoDB":

@@ -88,6 +88,8 @@ BOTH = ("mysql", "mariadb")
         (("mariadb",), "binlog_alter_two_phase", "ON", Severity.ERROR),
         (BOTH, "read_only", "ON", Severity.ERROR),
         (("mysql",), "super_read_only", "ON", Severity.ERROR),
+        (("mariadb",), "slave_run_triggers_for_rbr", "YES", Severity.ERROR),
+        (BOTH, "log_bin_trust_function_creators", "OFF", Severity.WARNING),
         (BOTH, "sync_binlog", "0", Severity.WARNING),
         (BOTH, "innodb_flush_log_at_trx_commit", "2", Severity.WARNING),
         (BOTH, "binlog_expire_logs_seconds", "3600", Severity.WARNING),
@@ -215,6 +217,18 @@ def test_tables(
         # What is not replicated is not looked at.
         run(connection, "CREATE DATABASE other", "CREATE TABLE other.t (a INT) ENGINE = MyISAM")
         assert not look(connection, read).errors
+
+
+@pytest.mark.parametrize("made", ["TABLE shop.t (id INT PRIMARY KEY) WITH SYSTEM VERSIONING", "SEQUENCE shop.t"])
+def test_what_only_mariadb_has(server: Server, engine: Engine, made: str) -> None:
+    if engine == "mysql":
+        return
+    with server.connect() as connection:
+        run(connection, "CREATE DATABASE shop", f"CREATE {made}")
+        (finding,) = found(look(connection), "table_type")
+        assert finding.severity is Severity.ERROR
+        assert "exclude it" in finding.why
+        assert not found(look(connection, settings("replicate: {include: ['app.*']}\n")), "table_type")
 
 
 def test_cascades_of_a_mysql_that_does_not_log_them(server: Server, engine: Engine) -> None:
