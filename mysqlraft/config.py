@@ -222,6 +222,13 @@ class ApplySettings:
         keys.one_of("last_write_wins"),
         default="last_write_wins",
     )
+    skip: tuple[int, ...] = key(
+        "Log indices of statements not to be run, because what they do was done by hand after they had stopped the "
+        "sites. The same at every site.",
+        keys.list_of(keys.integer(1, 2**63 - 1)),
+        default=(),
+        reload=Reload.REPLICA,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ class ServerKeySource:
     def __init__(self, connect: Callable[[], Connection[Any]]) -> None:
         self._connect = connect
         self._connection: Connection[Any] | None = None
+        self._status = "SHOW BINARY LOG STATUS"
         self.collations = Collations(self.query)
 
     def close(self) -> None:
@@ -53,11 +54,22 @@ class ServerKeySource:
             cursor.execute(statement)
             return list(cursor.fetchall())
 
+    def binlog_end(self) -> tuple[str, int]:
+        """File and offset where the server's binlog ends."""
+        try:
+            rows = self.query(self._status)
+        except pymysql.err.ProgrammingError:  # MySQL < 8.2
+            self._status = "SHOW MASTER STATUS"
+            rows = self.query(self._status)
+        if not rows:
+            raise BinlogError("the server writes no binlog: start it with log_bin")
+        return str(rows[0][0]), int(rows[0][1])
+
     def fold(self, collation: int) -> Fold:
         return self.collations.fold(collation)
 
-    def unique_keys(self, schema: str, table: str) -> list[KeyDefinition]:
-        """The unique keys of a table as it is now, without the primary key; [] if it is gone.
+    def unique_keys(self, schema: str, table: str) -> list[KeyDefinition] | None:
+        """The unique keys of a table as it is now, without the primary key; None if it is gone.
 
         Raises:
             BinlogError: the account may not see the table.
@@ -69,7 +81,7 @@ class ServerKeySource:
         except pymysql.err.MySQLError as error:
             code = error.args[0] if error.args else 0
             if code in _GONE:
-                return []
+                return None
             if code in (1142, 1143, 1044):
                 raise BinlogError(f"the account may not read the definition of {name}: GRANT SELECT on it") from None
             raise

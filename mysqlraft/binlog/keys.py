@@ -48,8 +48,12 @@ class KeyDefinition:
 class KeySource(Protocol):
     """What capture asks the server about a table beyond its table map."""
 
-    def unique_keys(self, schema: str, table: str) -> list[KeyDefinition]:
-        """The unique keys of a table as it is now, without the primary key; [] if it is gone."""
+    def unique_keys(self, schema: str, table: str) -> list[KeyDefinition] | None:
+        """The unique keys of a table as it is now, without the primary key; None if it is gone."""
+        ...
+
+    def binlog_end(self) -> tuple[str, int]:
+        """File and offset where the server's binlog ends."""
         ...
 
     def fold(self, collation: int) -> Fold:
@@ -72,7 +76,12 @@ def seed_of(schema: str, table: str, parts: Sequence[KeyPart]) -> int:
 
 
 def keys_of(table: TableMap, source: KeySource) -> list[KeyDefinition]:
-    """The primary key and all unique keys of a table.
+    """The primary key and all unique keys of a table, as it is now. Raises as `known_keys` does."""
+    return known_keys(table, source)[0]
+
+
+def known_keys(table: TableMap, source: KeySource) -> tuple[list[KeyDefinition], bool]:
+    """The primary key and all unique keys of a table, as it is now; whether it is still there to tell them.
 
     Raises:
         UnhashableKey: one of them cannot be told from rows, or there is no primary key.
@@ -84,13 +93,14 @@ def keys_of(table: TableMap, source: KeySource) -> list[KeyDefinition]:
         raise UnhashableKey(f"{where} has no primary key: add one, or exclude the table")
     primary = tuple(KeyPart(table.columns[index].name, prefix) for index, prefix in table.primary_key)
     found = [KeyDefinition("PRIMARY", primary)]
-    for key in source.unique_keys(table.schema, table.table):
+    unique = source.unique_keys(table.schema, table.table)
+    for key in unique or ():
         if key.refusal:
             raise UnhashableKey(f"{where}: unique key {key.name} {key.refusal}: drop it, or exclude the table")
         # A key that came later may have columns that these rows do not: no row here can collide on it.
         if all(table.column(part.column) for part in key.parts):
             found.append(key)
-    return found
+    return found, unique is not None
 
 
 def compile_slicer(

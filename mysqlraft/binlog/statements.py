@@ -29,11 +29,15 @@ class Statement:
     """``objects``: (schema, table) that it touches; table None: the schema itself, or something else inside it.
 
     Of a statement that changes rows, only the schemas that it may name: before any full stop, and the default one.
+
+    ``tables``: the same for telling whether two statements, or a statement and rows, meet: table None is anything in
+    the schema, and a routine or trigger is "FUNCTION name".
     """
 
     kind: StatementKind
     verb: str
     objects: tuple[tuple[str, str | None], ...] = ()
+    tables: tuple[tuple[str, str | None], ...] = ()
 
 
 _TOKEN = re.compile(
@@ -58,7 +62,11 @@ _OTHER_OBJECTS = frozenset(("USER", "ROLE", "SERVER", "EVENT", "TABLESPACE", "LO
 _ROWS = frozenset(("SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH", "DO"))
 
 
-def _tokens(text: str, limit: int = 4000) -> list[tuple[str, bool]]:
+_LONGEST = 4000
+"""Tokens of a statement that are looked at."""
+
+
+def _tokens(text: str, limit: int = _LONGEST) -> list[tuple[str, bool]]:
     """(word, whether it was quoted) without comments; strings are one token of an apostrophe."""
     found: list[tuple[str, bool]] = []
     for match in _TOKEN.finditer(text):
@@ -78,10 +86,16 @@ def _tokens(text: str, limit: int = 4000) -> list[tuple[str, bool]]:
     return found
 
 
-class _Reader:
+class Reader:
+    """A statement word by word. ``whole``: none of it was left out for its length."""
+
     def __init__(self, text: str) -> None:
         self.tokens = _tokens(text)
+        self.whole = len(self.tokens) < _LONGEST
         self.at = 0
+        if self.take("SET", "STATEMENT"):  # MariaDB: SET STATEMENT variable = value FOR statement
+            while self.at < len(self.tokens) and not self.take("FOR"):
+                self.at += 1
 
     def word(self) -> str:
         """The next word in capitals, without taking it; "" at the end or if it is quoted."""
@@ -120,10 +134,7 @@ class _Reader:
 
 def classify(text: str, schema: str) -> Statement:
     """What a statement is. ``schema``: the session's default schema."""
-    reader = _Reader(text)
-    if reader.take("SET", "STATEMENT"):  # MariaDB: SET STATEMENT variable = value FOR statement
-        while reader.at < len(reader.tokens) and not reader.take("FOR"):
-            reader.at += 1
+    reader = Reader(text)
     verb = reader.word()
     if verb in _ROWS:
         before = {a[0] for a, b in pairwise(reader.tokens) if b == (".", False)}
@@ -145,15 +156,25 @@ def classify(text: str, schema: str) -> Statement:
         return Statement(StatementKind.OTHER, f"{verb} {kind}".strip())
     reader.take("WAIT") or reader.take("NOWAIT")
     reader.take("IF", "NOT", "EXISTS") or reader.take("IF", "EXISTS")
-    return Statement(StatementKind.SCHEMA, f"{verb} {kind}", tuple(_objects(reader, verb, kind, schema)))
+    objects, tables = _objects(reader, verb, kind, schema)
+    # The names are in the client's character set, and a long list was not read to its end.
+    if not all(name.isascii() for pair in tables for name in pair if name) or not (reader.whole or verb == "CREATE"):
+        tables = [(name, None) for name, _ in objects]
+    return Statement(StatementKind.SCHEMA, f"{verb} {kind}", tuple(objects), tuple(tables))
 
 
-def _objects(reader: _Reader, verb: str, kind: str, schema: str) -> list[tuple[str, str | None]]:
-    found: list[tuple[str, str | None]] = []
+_Names = list[tuple[str, str | None]]
+
+
+def _objects(reader: Reader, verb: str, kind: str, schema: str) -> tuple[_Names, _Names]:
+    """`Statement.objects` and `Statement.tables`."""
+    found: _Names = []
+    tables: _Names = []
 
     def add(name: tuple[str, str] | None, *, inside: bool = False) -> None:
         if name is not None:
             found.append((name[0], None) if inside else name)
+            tables.append((name[0], f"{kind} {name[1]}") if inside else name)
 
     if kind in ("DATABASE", "SCHEMA"):
         # ALTER DATABASE may leave the name out.
@@ -167,6 +188,7 @@ def _objects(reader: _Reader, verb: str, kind: str, schema: str) -> list[tuple[s
             found.append((reader.tokens[reader.at][0], None))
         else:
             found.append((schema, None))
+        tables = list(found)
     elif kind in ("INDEX", "TRIGGER"):
         if kind == "TRIGGER":
             add(reader.name(schema), inside=True)
@@ -198,7 +220,7 @@ def _objects(reader: _Reader, verb: str, kind: str, schema: str) -> list[tuple[s
                         add(reader.name(schema))
                 else:
                     reader.at += 1
-    return found or [(schema, None)]
+    return found or [(schema, None)], tables or [(schema, None)]
 
 
 # Status variables of a QUERY event: code, then a value whose length the code tells.

@@ -32,6 +32,7 @@ import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from mysqlraft.binlog import tablemap
@@ -40,7 +41,7 @@ from mysqlraft.binlog.dump import LargeEvent, identity
 from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, IGNORABLE, EventType, Query, query, rotate, tagged_gtid
 from mysqlraft.binlog.gtid import DomainPositions, GtidSet
-from mysqlraft.binlog.keys import KeyDefinition, KeySource, Slicer, compile_slicer, keys_of
+from mysqlraft.binlog.keys import KeyDefinition, KeySource, Slicer, compile_slicer, known_keys
 from mysqlraft.binlog.rows import RowKind, RowsError, columns_of, fields, split
 from mysqlraft.binlog.spool import Spool
 from mysqlraft.binlog.statements import Statement, StatementKind, classify, session_context
@@ -126,7 +127,10 @@ class RowGroup:
 
 @dataclass(slots=True)
 class Rows:
-    """One local transaction (``part`` 0 and ``last``), or a part of one. ``keys``: distinct, packed little-endian."""
+    """One local transaction (``part`` 0 and ``last``), or a part of one. ``keys``: distinct, packed little-endian.
+
+    ``wild``: table maps' bodies of tables whose keys may have been others then; of several parts, in the last one.
+    """
 
     base: int
     committed_at: int
@@ -135,13 +139,14 @@ class Rows:
     size: int
     part: int
     last: bool
+    wild: list[bytes]
 
 
 @dataclass(slots=True)
 class SchemaChange:
     """A statement to be run everywhere. ``inside``: rows of the same transaction follow."""
 
-    schemas: list[str]
+    tables: list[tuple[str, str | None]]
     statement: str
     schema: str
     context: dict[str, Any]
@@ -179,11 +184,19 @@ class Counters:
 
 
 class _Table:
-    """A table map as long as its number is valid; ``keys`` None: not replicated."""
+    """A table map as long as its number is valid; ``keys`` None: not replicated.
 
-    __slots__ = ("body", "keys", "layout_bytes", "name", "parsed", "slicers")
+    ``known_from``: for rows of transactions that end before this place the keys may have been others: it is where the
+    binlog ended when they had been asked for, and a statement that the stream has not come to may lie before it. None:
+    the stream is past that place.
+    """
 
-    def __init__(self, name: tuple[str, str], body: bytes, keys: list[KeyDefinition] | None) -> None:
+    __slots__ = ("body", "keys", "known_from", "layout_bytes", "name", "parsed", "slicers")
+
+    def __init__(
+        self, name: tuple[str, str], body: bytes, keys: list[KeyDefinition] | None, known_from: tuple[float, int] | None
+    ) -> None:
+        self.known_from = known_from
         self.name = name
         self.body = body
         self.keys = keys
@@ -263,6 +276,7 @@ class TransactionStream:
         self._groups: list[RowGroup] = []
         self._keys: list[int] = []
         self._size = 0
+        self._unsure: dict[bytes, _Table] = {}
         self._savepoints: list[_Savepoint] = []
         self._reset()
 
@@ -276,6 +290,8 @@ class TransactionStream:
         self._spool: Spool | None = None
         self._xid: Xid | None = None
         self._alter = 0
+        if self._unsure:
+            self._unsure = {}
         if self._groups or self._savepoints:
             self._groups, self._keys, self._size = [], [], 0
             self._savepoints.clear()
@@ -348,7 +364,7 @@ class TransactionStream:
             elif kind == _XID:
                 if self._mode == _OPEN and self._groups:
                     self.counters.transactions += 1
-                    rows = self._take(last=True)
+                    rows = self._take(last=True, event=event)
                     self._end_group(event)
                     yield rows
                 else:
@@ -469,11 +485,14 @@ class TransactionStream:
             name = tablemap.names(body)
         except IndexError:
             raise BinlogError("a table map is cut short") from None
-        keys = None
+        keys: list[KeyDefinition] | None = None
+        known_from: tuple[float, int] | None = None
         try:
             if name[0] not in NEVER and self._replicated(*name):
-                keys = keys_of(tablemap.parse(body), self._source)
-            table = self._by_map[key] = _Table(name, body, keys)
+                keys, there = known_keys(tablemap.parse(body), self._source)
+                file, offset = self._source.binlog_end()
+                known_from = (file_number(file), offset) if there else (inf, 0)
+            table = self._by_map[key] = _Table(name, body, keys, known_from)
         except tablemap.TableMapError as error:
             raise BinlogError(str(error)) from None
         return table
@@ -526,6 +545,8 @@ class TransactionStream:
             last.images.append(images)
         else:
             groups.append(RowGroup(table.body, kind, layout, count, [images]))
+            if table.known_from is not None:
+                self._unsure[table.body] = table
         self._size += size
         self.counters.rows += count
 
@@ -549,19 +570,34 @@ class TransactionStream:
         if at > start:
             yield images[start:at]
 
-    def _take(self, *, last: bool) -> Rows | None:
-        """What is held of the open transaction; None if it was put by, because XA COMMIT has yet to come."""
+    def _take(self, *, last: bool, event: bytes = b"") -> Rows | None:
+        """What is held of the open transaction; None if it was put by, because XA COMMIT has yet to come.
+
+        ``event``: the one that ends it, with the last.
+        """
         found = self._keys
         keys = found[0].to_bytes(8, "little") if len(found) == 1 else array("Q", dict.fromkeys(found)).tobytes()
         groups, size = self._groups, self._size
         self._groups, self._keys, self._size = [], [], 0
         if self._spool is not None:
             packed = [(g.table, g.kind, g.layout, g.count, b"".join(g.images)) for g in groups]
-            self._spool.write((keys, packed, size))
+            self._spool.write((keys, packed, size, self._wild(self._at) if self._unsure else []))
             return None
         part = self._parts
         self._parts += 1
-        return Rows(self.base, self.committed_at, keys, groups, size, part, last)
+        wild = self._wild((self._file, self._outer_end or self._end(event))) if last and self._unsure else []
+        return Rows(self.base, self.committed_at, keys, groups, size, part, last, wild)
+
+    def _wild(self, end: tuple[str, int]) -> list[bytes]:
+        """The tables of the open transaction whose keys were asked for when more than `end` was in the binlog."""
+        reached = (file_number(end[0]), end[1])
+        found = []
+        for table in self._unsure.values():
+            if table.known_from is not None and table.known_from > reached:
+                found.append(table.body)
+            else:
+                table.known_from = None
+        return found
 
     # Groups end
 
@@ -570,7 +606,7 @@ class TransactionStream:
         if self._mode == _OPEN:
             if self._groups or self._parts:
                 self.counters.transactions += 1
-                rows = self._take(last=True)
+                rows = self._take(last=True, event=event)
             else:
                 self.counters.passed += 1
         elif self._applied is not None:
@@ -671,14 +707,16 @@ class TransactionStream:
 
     def _release(self, event: bytes, spool: Spool, xid: Xid | None = None) -> Iterator[Rows]:
         base, committed_at = self.base, self.committed_at
-        for part, (keys, packed, size) in enumerate(spool.read()):
+        unsure: set[bytes] = set()
+        for part, (keys, packed, size, tables) in enumerate(spool.read()):
             groups = [RowGroup(table, RowKind(kind), layout, n, [images]) for table, kind, layout, n, images in packed]
             last = part == spool.records - 1
+            unsure.update(tables)
             if last:
                 self.counters.transactions += 1
                 self._prepared.pop(xid, None) if xid is not None else None
                 self._end_group(event)
-            yield Rows(base, committed_at, keys, groups, size, part, last)
+            yield Rows(base, committed_at, keys, groups, size, part, last, sorted(unsure) if last else [])
         if not spool.records:
             self._prepared.pop(xid, None) if xid is not None else None
             self._end_group(event)
@@ -784,7 +822,10 @@ class TransactionStream:
             if what.kind is StatementKind.OTHER:
                 self._note(f"not replicated: {what.verb} (it changes no replicated schema or table)")
             return None
-        schemas = sorted({schema for schema, _ in objects} | {s for s in touched if s and s not in NEVER})
+        tables = dict.fromkeys(what.tables)
+        named_schemas = {schema for schema, _ in tables}
+        # Schemas that only the server knows of: anything in them.
+        tables |= {(name, None): None for name in touched if name not in NEVER and name not in named_schemas}
         if len(objects) < len(what.objects):
             statement = _replicated_only(statement, what, objects)
         for schema, table in objects:
@@ -797,7 +838,7 @@ class TransactionStream:
                 )
         if inside:
             statement = _START_TRANSACTION.sub("", statement)
-        return SchemaChange(schemas, statement, found.schema, context, self.committed_at, inside)
+        return SchemaChange(list(tables), statement, found.schema, context, self.committed_at, inside)
 
     def _may_replicate(self, schema: str, table: str | None) -> bool:
         return bool(schema) and schema not in NEVER and self._replicated(schema, table)

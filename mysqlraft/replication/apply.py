@@ -133,13 +133,15 @@ class Applier:
         log: CommittedLog,
         dump_server_id: int,
         policy: Policy = last_write_wins,
+        skip: Iterable[int] = (),
         batch_rows: int = BATCH_ROWS,
         batch_bytes: int = BATCH_BYTES,
         on_ready: OnReady | None = None,
         on_step: OnStep | None = None,
     ) -> None:
         """``connect``: keyword arguments of ``pymysql.connect``. ``dump_server_id``: a server id that no replica of
-        the server has, for a look into the binlog after a crash.
+        the server has, for a look into the binlog after a crash. ``skip``: log indices of statements that are neither
+        judged nor run, because what they do was done by hand.
 
         ``on_ready(state)`` is called once, when the state has been read and rebuilt; then ``on_step(entry, step,
         state)`` once for every entry in index order, before it is applied. Both in `run`'s thread.
@@ -153,6 +155,7 @@ class Applier:
         self._open_dump = partial(DumpConnection, connect, dump_server_id)
         self._log = log
         self._policy = policy
+        self._skip = frozenset(skip)
         self._batch_rows, self._batch_bytes = batch_rows, batch_bytes
         self._on_ready, self._on_step = on_ready, on_step
         self._stop = threading.Event()
@@ -398,13 +401,24 @@ class Applier:
         assert step.certification is not None
         statement, certification = step.payload.ddl, step.certification
         where = f"log index {step.index}, from site {certification.origin}: {statement.statement}"
+        if step.index in self._skip:
+            self._forget_tables()
+            return
+        tables = ", ".join(schema if name is None else f"{schema}.{name}" for schema, name in statement.tables)
+        go_on = (
+            f"Every site stops here. Stop the writers, make definition and rows of {tables} equal at all sites by hand "
+            f"(SET sql_log_bin = 0), the statement included, and start all sites with {step.index} in apply.skip"
+        )
         if certification.verdict is Verdict.CONFLICT:
+            raise ApplyError(f"{where}: another site changed {tables} at the same time. {go_on}")
+        raced = certification.verdict is Verdict.REASSERT
+        if raced and not ddl.changes_rows(statement) and not ddl.commutes(statement):
             raise ApplyError(
-                f"{where}: another site changed schema {', '.join(statement.schemas)} at the same time. The sites' "
-                "definitions may differ now; compare them before you go on"
+                f"{where}: another site wrote rows of {tables} while the statement ran at site {certification.origin}, "
+                f"so they came after it there and before it elsewhere. {go_on}"
             )
         self._forget_tables()
-        if certification.own and not (certification.verdict is Verdict.REASSERT and ddl.changes_rows(statement)):
+        if certification.own and not (raced and ddl.changes_rows(statement)):
             return
         try:
             lanes.check_flavour(step.payload)

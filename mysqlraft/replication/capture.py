@@ -304,7 +304,8 @@ class Capture:
             )
             for group in rows.groups
         ]
-        self._units.append(Unit(rows.base, rows.committed_at, rows.keys, changes))
+        wild = [tables.setdefault(table, len(tables)) for table in rows.wild]
+        self._units.append(Unit(rows.base, rows.committed_at, rows.keys, changes, wild))
         self._size += rows.size + len(rows.keys) + 64
         self._held_transactions += rows.last
         self._held_rows += sum(change.count for change in changes)
@@ -336,7 +337,7 @@ class Capture:
 
     def _propose_statement(self, stream: TransactionStream, change: SchemaChange) -> None:
         payload = Payload(PayloadKind.DDL, self._flavour, *self._where(stream))
-        payload.ddl = Ddl(change.schemas, change.statement, change.schema, change.context, change.committed_at)
+        payload.ddl = Ddl(change.tables, change.statement, change.schema, change.context, change.committed_at)
         self._totals["statements"] += 1
         self._propose(stream, payload)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgpack
 
+from mysqlraft.binlog.commuting import commutes as statement_commutes
 from mysqlraft.binlog.compression import unpack
 from mysqlraft.binlog.dump import DumpConnection, LargeEvent
 from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, EventType, query, rotate
@@ -63,6 +64,11 @@ def store_intent(session: Session, intent: Intent) -> None:
 def changes_rows(ddl: Ddl) -> bool:
     """Whether running it a second time at its origin makes sense: it changes rows, and nothing else."""
     return classify(ddl.statement, ddl.schema).verb.startswith("TRUNCATE")
+
+
+def commutes(ddl: Ddl) -> bool:
+    """Whether it may stand before or after rows of its tables alike."""
+    return statement_commutes(ddl.statement, ddl.schema)
 
 
 def run(session: Session, ddl: Ddl) -> None:

@@ -11,11 +11,11 @@ is refused, never guessed at.
     OPEN   None             a session starts: capture will read from `resume` (ignored if the state holds a position)
     UNITS  [tables, units]  whole units, one per local transaction
     PART   [tables, units, number, last]   one part of a single unit too large for one entry
-    DDL    [schemas, statement, schema, context, committed_at]
+    DDL    [tables, statement, schema, context, committed_at]
     MARK   None             an empty unit: moves base and position of an idle site
 
     table  = bytes          a TABLE_MAP event's body from after its flags: the schema name's length byte onwards
-    unit   = [base, committed_at, keys, changes]
+    unit   = [base, committed_at, keys, changes, wild]
     change = [table number, kind, layout, count, images]
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 
 import msgpack
 
-VERSION = 1
+VERSION = 2
 
 
 class PayloadError(ValueError):
@@ -91,23 +91,27 @@ class Unit:
 
     ``base`` is the highest log index its origin had applied when it committed there; ``committed_at`` the origin's
     clock in microseconds since 1970 (for display only); ``keys`` the distinct row keys as packed little-endian u64.
+    ``wild``: numbers of the tables whose unique keys may have been others when the rows were written, so that ``keys``
+    may lack some; of a unit in parts the last part says it for all.
     """
 
     base: int
     committed_at: int
     keys: bytes
     changes: list[Change]
+    wild: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Ddl:
     """A statement that changes the schema.
 
-    ``schemas``: every schema it may touch. ``schema``: the session's default schema ("" for none). ``context``: the
-    session variables under which it ran, name -> value, as the binlog's status variables say.
+    ``tables``: (schema, table) of all it may touch, table None for anything in the schema. ``schema``: the session's
+    default schema ("" for none). ``context``: the session variables under which it ran, name -> value, as the binlog's
+    status variables say.
     """
 
-    schemas: list[str]
+    tables: list[tuple[str, str | None]]
     statement: str
     schema: str
     context: dict[str, Any]
@@ -144,6 +148,7 @@ class Payload:
                     unit.committed_at,
                     unit.keys,
                     [(c.table, c.kind, c.layout, c.count, c.images) for c in unit.changes],
+                    unit.wild,
                 )
                 for unit in self.units
             ]
@@ -153,7 +158,7 @@ class Payload:
         elif self.kind is PayloadKind.DDL:
             assert self.ddl is not None
             ddl = self.ddl
-            body = (ddl.schemas, ddl.statement, ddl.schema, ddl.context, ddl.committed_at)
+            body = (ddl.tables, ddl.statement, ddl.schema, ddl.context, ddl.committed_at)
         resume = self.resume
         packed: bytes = msgpack.packb(
             (
@@ -205,13 +210,16 @@ def decode(data: bytes) -> Payload:
         if payload.kind in (PayloadKind.UNITS, PayloadKind.PART):
             payload.tables = body[0]
             payload.units = [
-                Unit(base, at, keys, [Change(t, ChangeKind(k), lay, n, images) for t, k, lay, n, images in changes])
-                for base, at, keys, changes in body[1]
+                Unit(
+                    base, at, keys, [Change(t, ChangeKind(k), lay, n, images) for t, k, lay, n, images in changes], wild
+                )
+                for base, at, keys, changes, wild in body[1]
             ]
             if payload.kind is PayloadKind.PART:
                 payload.part, payload.last = body[2], body[3]
         elif payload.kind is PayloadKind.DDL:
-            payload.ddl = Ddl(*body)
+            tables, *rest = body
+            payload.ddl = Ddl([(schema, table) for schema, table in tables], *rest)
     except (ValueError, TypeError, IndexError) as error:
         raise PayloadError(f"not a payload: {error}") from None
     return payload

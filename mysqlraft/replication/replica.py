@@ -132,6 +132,7 @@ class Replica:
             dump_server_id=dump_server_id(self._config.cluster.id, self._site, Reader.APPLY),
             batch_rows=self._config.apply.batch_rows,
             batch_bytes=self._config.apply.batch_bytes,
+            skip=self._config.apply.skip,
             on_ready=self._on_ready,
             on_step=self._on_step,
         )

@@ -27,17 +27,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgpack
 
 from mysqlraft.binlog.tablemap import names
 from mysqlraft.raft.sessions import SessionTable
-from mysqlraft.replication.certify import Certifier, Verdict, sorted_keys
+from mysqlraft.replication.certify import Certifier, TableName, Verdict, sorted_keys
 from mysqlraft.replication.entry import Payload, PayloadKind, Position, Unit, decode
 from mysqlraft.replication.policy import Certification
 
-FORMAT = 1
+FORMAT = 2
 CHECKPOINT_EVERY = 4096
 """Log indices between two checkpoints; a rebuild reads at most this many entries more than it needs."""
 LARGE_UNIT_WRITERS = 1000
@@ -210,7 +211,7 @@ class ReplicationState:
         elif payload.kind is PayloadKind.DDL:
             assert payload.ddl is not None
             step.kind = StepKind.DDL
-            verdict = self.certifier.certify_ddl(index, entry.origin, payload.base, payload.ddl.schemas)
+            verdict = self.certifier.certify_ddl(index, entry.origin, payload.base, _lower(payload.ddl.tables))
             step.certification = Certification(index, entry.origin, entry.origin == self.site, verdict)
         origin.resume, origin.done = payload.resume, payload.done
         origin.base = max(origin.base, payload.base)
@@ -218,22 +219,26 @@ class ReplicationState:
 
     def _certify_units(self, step: Step, origin: int, payload: Payload) -> None:
         index, own, certifier = step.index, origin == self.site, self.certifier
-        schemas = {names(table)[0] for table in payload.tables}
+        named = [_table_name(table) for table in payload.tables]
+        every = tuple(dict.fromkeys(named))
         clean = Certification(index, origin, own, Verdict.CLEAN)
         for unit in payload.units:
-            verdict = certifier.judge(origin, unit.base, unit.keys, schemas)
+            tables = every if len(every) == 1 else tuple({named[change.table] for change in unit.changes})
+            wild = tuple({named[number] for number in unit.wild}) if unit.wild else ()
+            verdict = certifier.judge(origin, unit.base, unit.keys, tables, wild)
             certification = clean
             if verdict is Verdict.CONFLICT:
                 writers = certifier.conflicting(origin, unit.base, unit.keys)
                 certification = Certification(index, origin, own, verdict, writers)
             elif verdict is not Verdict.CLEAN:
                 certification = Certification(index, origin, own, verdict)
-            certifier.enter(index, origin, unit.keys, schemas, verdict)
+            certifier.enter(index, origin, unit.base, unit.keys, tables, verdict, wild)
             step.units.append((unit, certification))
 
     def _certify_large(self, step: Step, origin: int) -> None:
         certifier = self.certifier
-        schemas: set[str] = set()
+        tables: set[TableName] = set()
+        wild: set[TableName] = set()
         verdict = Verdict.CLEAN
         writers: list[tuple[int, int, int]] = []
         whole = Unit(0, 0, b"", [])
@@ -241,16 +246,18 @@ class ReplicationState:
         def keys() -> Iterator[bytes]:
             nonlocal verdict
             for payload in self.parts(step.parts):
-                schemas.update(names(table)[0] for table in payload.tables)
+                named = [_table_name(table) for table in payload.tables]
+                tables.update(named)
                 for unit in payload.units:
                     whole.base, whole.committed_at = unit.base, unit.committed_at
-                    verdict = max(verdict, certifier.judge(origin, unit.base, unit.keys, schemas))
+                    wild.update(named[number] for number in unit.wild)
+                    verdict = max(verdict, certifier.judge(origin, unit.base, unit.keys, tables, wild))
                     if verdict is Verdict.CONFLICT and len(writers) < LARGE_UNIT_WRITERS:
                         writers.extend(certifier.conflicting(origin, unit.base, unit.keys))
                     yield unit.keys
 
         arrays: list[array[int]] = list(sorted_keys(keys()))
-        certifier.enter_large(step.index, origin, arrays, schemas, verdict)
+        certifier.enter_large(step.index, origin, whole.base, arrays, tables, verdict, wild)
         del writers[LARGE_UNIT_WRITERS:]
         step.units = [(whole, Certification(step.index, origin, origin == self.site, verdict, writers))]
 
@@ -289,7 +296,13 @@ class ReplicationState:
         ]
         checkpoint = self._checkpoints[0]
         packed: bytes = msgpack.packb(
-            (FORMAT, self.index, origins, (checkpoint.index, checkpoint.sessions, checkpoint.parts))
+            (
+                FORMAT,
+                self.index,
+                origins,
+                (checkpoint.index, checkpoint.sessions, checkpoint.parts),
+                self.certifier.crossed,
+            )
         )
         return packed
 
@@ -314,7 +327,7 @@ class ReplicationState:
         if not data:
             return state
         dumped = _unpack(data)
-        _, applied, stored, (index, sessions, parts) = dumped
+        _, applied, stored, (index, sessions, parts), crossed = dumped
         state._checkpoints = deque([_Checkpoint(index, sessions, parts)])
         state.index = index
         state.sessions = SessionTable.from_dict(sessions)
@@ -340,6 +353,7 @@ class ReplicationState:
                 None if resume is None else Position(*resume), (done[0], done[1]), base, open_parts
             )
         state._forget()
+        state.certifier.crossed = crossed
         return state
 
 
@@ -355,6 +369,17 @@ class _Checkpoint:
     def of(cls, state: ReplicationState) -> _Checkpoint:
         parts = {number: list(origin.parts) for number, origin in state.origins.items() if origin.parts}
         return cls(state.index, state.sessions.to_dict(), parts)
+
+
+@lru_cache(maxsize=4096)
+def _table_name(body: bytes) -> TableName:
+    """Schema and table of a table map; in lower case, since some servers do not tell the cases apart."""
+    schema, table = names(body)
+    return schema.lower(), table.lower()
+
+
+def _lower(tables: Iterable[TableName]) -> list[TableName]:
+    return [(schema.lower(), None if table is None else table.lower()) for schema, table in tables]
 
 
 def _unpack(data: bytes) -> Any:

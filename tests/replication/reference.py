@@ -11,13 +11,16 @@ RowChange = tuple[Row | None, Row | None]
 
 
 class Table(dict[int, tuple[int, int]]):
-    """Primary key -> (unique secondary key, value)."""
+    """Primary key -> (secondary key, value). ``unique``: whether the secondary key is unique, as it is at first."""
+
+    unique = True
 
     def write(self, row: Row) -> None:
         """Puts the row in the place of every row that holds one of its keys."""
         key, unique, value = row
-        for other in [k for k, (u, _) in self.items() if u == unique and k != key]:
-            del self[other]
+        if self.unique:
+            for other in [k for k, (u, _) in self.items() if u == unique and k != key]:
+                del self[other]
         self[key] = (unique, value)
 
     def apply(self, changes: Iterable[RowChange]) -> None:

@@ -326,7 +326,7 @@ def test_rows_and_statements_of_the_other_kind_of_server_are_refused(servers: Le
     """Their events would not be understood, or worse."""
     other = Flavour.MYSQL if engine == "mariadb" else Flavour.MARIADB
     place = Position("binlog.000001", 4)
-    statement = Ddl(["s"], "CREATE TABLE s.x (id INT PRIMARY KEY)", "", {}, 0)
+    statement = Ddl([("s", "x")], "CREATE TABLE s.x (id INT PRIMARY KEY)", "", {}, 0)
     with cluster(servers(1)) as (site,):
         begin = here(site.server)
         site.execute("INSERT INTO s.t VALUES (1, 1, 'x')")

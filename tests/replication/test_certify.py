@@ -10,6 +10,9 @@ import pytest
 from mysqlraft.replication import certify
 from mysqlraft.replication.certify import Certifier, Verdict, sorted_keys
 
+T = (("s", "t"),)
+OTHER = (("s", "other"),)
+
 
 class Plain:
     """The definition: every writer of every key, and nothing forgotten."""
@@ -42,7 +45,7 @@ def test_generations_and_large_units_are_one_map(seed: int, monkeypatch: pytest.
         origin = rng.randint(1, 4)
         bases[origin] = base = rng.randint(bases[origin], index - 1) if rng.random() < 0.5 else bases[origin]
         keys = rng.sample(range(120), rng.randint(30, 90) if rng.random() < 0.1 else rng.randint(1, 6))
-        verdict = certifier.judge(origin, base, packed(keys), ())
+        verdict = certifier.judge(origin, base, packed(keys), T)
         assert verdict is plain.judge(origin, base, keys)
         if verdict is Verdict.CONFLICT:
             assert sorted(certifier.conflicting(origin, base, packed(keys))) == sorted(
@@ -52,9 +55,9 @@ def test_generations_and_large_units_are_one_map(seed: int, monkeypatch: pytest.
             )
         if len(keys) > 20:
             halves = (packed(keys[:9]), packed(keys[9:]))
-            certifier.enter_large(index, origin, sorted_keys(halves), (), verdict)
+            certifier.enter_large(index, origin, base, sorted_keys(halves), T, verdict)
         else:
-            certifier.enter(index, origin, packed(keys), (), verdict)
+            certifier.enter(index, origin, base, packed(keys), T, verdict)
         plain.enter(index, origin, keys, verdict)
         if rng.random() < 0.3:
             certifier.forget(min(bases.values()))
@@ -65,7 +68,7 @@ def test_what_lies_below_the_floor_is_given_back(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(certify, "GENERATION", 100)
     certifier = Certifier()
     for index in range(1, 2001):
-        certifier.certify(index, 1, index - 1, packed([index * 3, index * 3 + 1]), ("s",))
+        certifier.certify(index, 1, index - 1, packed([index * 3, index * 3 + 1]), T)
         certifier.forget(index - 60)
     assert len(certifier) <= 300
     certifier.forget(2000)
@@ -74,15 +77,75 @@ def test_what_lies_below_the_floor_is_given_back(monkeypatch: pytest.MonkeyPatch
 
 def test_a_unit_rebuilt_from_below_the_floor_is_written_again() -> None:
     certifier = Certifier(floor=10)
-    assert certifier.certify(12, 1, 5, packed([1]), ()) is Verdict.REASSERT
-    assert certifier.certify(13, 1, 10, packed([2]), ()) is Verdict.CLEAN
+    assert certifier.certify(12, 1, 5, packed([1]), T) is Verdict.REASSERT
+    assert certifier.certify(13, 1, 10, packed([2]), T) is Verdict.REASSERT  # 12 counts as a write of all rows
+    assert certifier.certify(14, 1, 13, packed([2]), T) is Verdict.CLEAN
 
 
 def test_statements_and_rows_of_a_schema() -> None:
     certifier = Certifier()
-    certifier.certify(1, 2, 0, packed([1]), ("s",))
-    assert certifier.certify_ddl(2, 1, 0, ("s",)) is Verdict.REASSERT  # rows of another origin came first
-    assert certifier.certify_ddl(3, 1, 2, ("other",)) is Verdict.CLEAN
-    assert certifier.certify_ddl(4, 2, 1, ("s",)) is Verdict.CONFLICT
-    assert certifier.certify(5, 3, 1, packed([9]), ("s",)) is Verdict.REASSERT
-    assert certifier.certify(6, 3, 5, packed([9]), ("s",)) is Verdict.CLEAN
+    certifier.certify(1, 2, 0, packed([1]), T)
+    assert certifier.certify_ddl(2, 1, 0, T) is Verdict.REASSERT  # rows of another origin came first
+    assert certifier.certify_ddl(3, 1, 2, OTHER) is Verdict.CLEAN
+    assert certifier.certify_ddl(4, 2, 1, T) is Verdict.CONFLICT
+    assert certifier.certify(5, 3, 1, packed([9]), T) is Verdict.REASSERT
+    assert certifier.certify(6, 3, 5, packed([9]), T) is Verdict.CLEAN
+
+
+def test_a_statement_meets_its_tables_only() -> None:
+    certifier = Certifier()
+    assert certifier.certify_ddl(1, 1, 0, OTHER) is Verdict.CLEAN
+    assert certifier.certify_ddl(2, 2, 0, T) is Verdict.CLEAN
+    assert certifier.certify(3, 3, 0, packed([1]), (("s", "third"),)) is Verdict.CLEAN
+    assert certifier.certify_ddl(4, 3, 0, (("s", None),)) is Verdict.CONFLICT  # the whole schema
+    assert certifier.certify_ddl(5, 1, 3, (("s", "fourth"),)) is Verdict.CONFLICT
+    assert certifier.certify_ddl(6, 1, 5, (("elsewhere", None),)) is Verdict.CLEAN
+
+
+def test_a_statement_is_raced_by_rows_that_came_after_it_at_its_origin() -> None:
+    certifier = Certifier()
+    certifier.certify(1, 2, 0, packed([1]), T)
+    assert certifier.certify_ddl(2, 1, 1, T) is Verdict.CLEAN  # it knew them
+    certifier.certify(3, 1, 1, packed([2]), T)
+    assert certifier.certify_ddl(4, 1, 2, T) is Verdict.CLEAN  # its own, which came before it
+    certifier.certify(5, 2, 4, packed([3]), T)
+    assert certifier.certify_ddl(6, 1, 4, OTHER) is Verdict.CLEAN
+    assert certifier.certify_ddl(7, 1, 4, T) is Verdict.REASSERT
+
+
+def test_a_statement_is_raced_by_its_origins_own_unit_if_that_is_written_again() -> None:
+    """The other's row was in the origin's tables when the statement ran, its own unit written again was not."""
+    certifier = Certifier()
+    certifier.certify(5, 2, 0, packed([1]), T)
+    assert certifier.certify(6, 1, 0, packed([1]), T) is Verdict.CONFLICT
+    assert certifier.certify_ddl(7, 1, 5, T) is Verdict.REASSERT
+
+
+def test_what_makes_a_statement_raced_survives_a_rebuild() -> None:
+    """A rebuilt map errs to REASSERT, but not in what stops sites."""
+    certifier, rebuilt = Certifier(), Certifier()
+    certifier.certify(5, 1, 3, packed([1]), T)
+    certifier.forget(4)
+    rebuilt.forget(4)
+    rebuilt.certify(5, 1, 3, packed([1]), T)
+    rebuilt.crossed = certifier.crossed
+    assert rebuilt.certify(6, 1, 4, packed([1]), T) is certifier.certify(6, 1, 4, packed([1]), T) is Verdict.CLEAN
+    assert rebuilt.certify_ddl(7, 1, 4, T) is certifier.certify_ddl(7, 1, 4, T) is Verdict.CLEAN
+
+
+def test_a_unit_from_before_a_statement_is_a_write_of_its_whole_table() -> None:
+    """It lacks the keys of a unique key that the statement made."""
+    certifier = Certifier()
+    certifier.certify_ddl(1, 1, 0, T)
+    assert certifier.certify(2, 2, 0, packed([1]), T) is Verdict.REASSERT
+    assert certifier.certify(3, 1, 1, packed([2]), T) is Verdict.REASSERT
+    assert certifier.certify(4, 1, 3, packed([3]), T) is Verdict.CLEAN
+
+
+def test_a_wild_unit_meets_every_row_of_its_table() -> None:
+    certifier = Certifier()
+    certifier.certify(1, 2, 0, packed([1]), T)
+    assert certifier.certify(2, 1, 1, packed([2]), T, wild=T) is Verdict.CLEAN
+    assert certifier.certify(3, 2, 1, packed([3]), T) is Verdict.REASSERT
+    assert certifier.certify(4, 1, 2, packed([4]), OTHER, wild=OTHER) is Verdict.CLEAN
+    assert certifier.certify(5, 1, 2, packed([5]), T, wild=T) is Verdict.REASSERT

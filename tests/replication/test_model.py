@@ -1,7 +1,8 @@
 """Does every site end at the log's own result, whatever the interleaving? (DESIGN 8)
 
 Model sites execute local transactions, capture their binlog in order and apply the log in batches, all of it
-interleaved at random; daemons crash, proposals are repeated, units come in parts, tables are truncated. What decides
+interleaved at random; daemons crash, proposals are repeated, units come in parts, tables are truncated, unique keys
+are dropped and made again, and rows are captured under definitions that they were not written under. What decides
 is the project's own code: payloads, `ReplicationState` with its certifier and session rule, and the policy. At the
 end everything drains, and each site's table must equal the log applied in order to an empty table.
 
@@ -20,6 +21,7 @@ import msgpack
 import pytest
 
 from mysqlraft.replication.certify import Verdict
+from mysqlraft.replication.ddl import changes_rows, commutes
 from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payload, PayloadKind, Position, Unit
 from mysqlraft.replication.policy import last_write_wins
 from mysqlraft.replication.state import ReplicationState, Step, StepKind
@@ -42,9 +44,10 @@ class LoggedEntry:
 
 @dataclass
 class Local:
-    """A local transaction L in the binlog; no changes: a TRUNCATE."""
+    """A local transaction L in the binlog; without changes: a statement."""
 
     changes: list[RowChange]
+    statement: str = ""
 
 
 @dataclass
@@ -53,6 +56,11 @@ class Applied:
 
     index: int
     keys: Keys
+
+
+@dataclass
+class Ran:
+    """A statement in the binlog that apply ran."""
 
 
 @dataclass
@@ -70,9 +78,9 @@ class Log(list[LoggedEntry]):
         return iter(self[first - 1 : last])
 
 
-def keys_of(changes: list[RowChange]) -> Keys:
+def keys_of(changes: list[RowChange], *, unique: bool = True) -> Keys:
     rows = [row for change in changes for row in change if row]
-    return frozenset({("pk", row[0]) for row in rows} | {("u", row[1]) for row in rows})
+    return frozenset({("pk", row[0]) for row in rows} | ({("u", row[1]) for row in rows} if unique else set()))
 
 
 def packed(keys: Keys) -> bytes:
@@ -95,19 +103,56 @@ def decoded(change: Change) -> list[RowChange]:
 class Action:
     """What the server will do next for apply; local transactions come in between."""
 
-    kind: Literal["rows", "truncate"]
+    kind: Literal["rows", "statement"]
     index: int = 0
+    statement: str = ""
     changes: list[list[RowChange]] = field(default_factory=list)
     progress: bytes = b""
 
 
+TRUNCATE, DROP_KEY, ADD_KEY = "TRUNCATE t", "ALTER TABLE t DROP INDEX u", "ALTER TABLE t ADD UNIQUE u (u)"
+
+
+def change_table(table: Table, statement: str) -> bool:
+    """Runs a statement; whether it succeeds."""
+    if statement == TRUNCATE:
+        table.clear()
+    elif statement == ADD_KEY and len({unique for unique, _ in table.values()}) < len(table):
+        return False
+    else:
+        table.unique = statement == ADD_KEY
+    return True
+
+
+def stops(ddl: Ddl, verdict: Verdict, options: Options) -> bool:
+    """What apply does about a statement in conflict, or raced."""
+    raced = verdict is Verdict.REASSERT and not options.lenient
+    return verdict is Verdict.CONFLICT or (raced and not changes_rows(ddl) and not commutes(ddl))
+
+
+@dataclass(frozen=True)
+class Options:
+    """``statements``: TRUNCATE; ``keys``: the unique key is dropped and made again. What can fail: ``naive`` skips own
+    units, ``lenient`` goes on after raced statements.
+    """
+
+    naive: bool = False
+    crashes: bool = False
+    statements: bool = False
+    keys: bool = False
+    lenient: bool = False
+
+
 class Site:
-    def __init__(self, number: int, sites: int, log: Log, rng: random.Random, *, naive: bool, statements: bool) -> None:
+    def __init__(self, number: int, sites: int, log: Log, rng: random.Random, options: Options) -> None:
         self.number, self.sites, self.log, self.rng = number, sites, log, rng
-        self.naive, self.statements = naive, statements
+        self.naive, self.statements, self.options = options.naive, options.statements or options.keys, options
         # The server: tables, the binlog, and the progress row.
         self.table = Table()
-        self.binlog: list[Local | Applied] = []
+        self.binlog: list[Local | Applied | Ran] = []
+        # What capture knows: whether the key is unique, and from where in the binlog on that is sure.
+        self.known: tuple[bool, int] | None = None
+        self.stopped_at = 0
         self.progress = b""
         # The network: what was proposed and is not in the log yet.
         self.proposed: list[tuple[int, int, bytes]] = []
@@ -131,6 +176,7 @@ class Site:
         )
         self.actions: list[Action] = []
         self.reading: int | None = None
+        self.known = None
         self.session = max(self.session, self.state.sessions.last(self.number)[0]) + 1
         self.sequence = 0
         self.propose(Payload(PayloadKind.OPEN, Flavour.MYSQL, 0, Position("", 0), ("", 0)))
@@ -157,16 +203,21 @@ class Site:
         self.log.append(LoggedEntry(len(self.log) + 1, self.number, *entry))
 
     def execute(self, keyspace: int) -> None:
-        """A local transaction of the application, or rarely a TRUNCATE."""
+        """A local transaction of the application, or rarely a statement."""
         rng, table = self.rng, self.table
-        if self.statements and rng.random() < 0.01:
+        if self.options.statements and rng.random() < 0.01:
             table.clear()
-            self.binlog.append(Local([]))
+            self.binlog.append(Local([], TRUNCATE))
+            return
+        if self.options.keys and rng.random() < 0.02:
+            statement = DROP_KEY if table.unique else ADD_KEY
+            if change_table(table, statement):
+                self.binlog.append(Local([], statement))
             return
         changes: list[RowChange] = []
 
         def taken(unique: int) -> bool:
-            return any(u == unique for u, _ in table.values())
+            return table.unique and any(u == unique for u, _ in table.values())
 
         for _ in range(rng.randint(1, 3)):
             kind = rng.random()
@@ -197,6 +248,10 @@ class Site:
             return
         record = self.binlog[self.reading]
         self.reading += 1
+        if isinstance(record, Ran) or (isinstance(record, Local) and record.statement):
+            self.known = None
+        if isinstance(record, Ran):
+            return
         if isinstance(record, Applied):
             if not self.crashes:
                 self.in_flight.remove(record)
@@ -204,22 +259,26 @@ class Site:
         here = Position("", self.reading)
         base = next((r.index for r in reversed(self.binlog[: self.reading]) if isinstance(r, Applied)), 0)
         if not record.changes:
-            ddl = Ddl(["s"], "TRUNCATE", "s", {}, 0)
+            ddl = Ddl([("s", "t")], record.statement, "s", {}, 0)
             self.propose(Payload(PayloadKind.DDL, Flavour.MYSQL, base, here, ("", self.reading), ddl=ddl))
             return
-        keys = keys_of(record.changes)
+        self.known = self.known or (self.table.unique, len(self.binlog))
+        unique, known_from = self.known
+        wild = [0] if self.options.keys and known_from > self.reading else []
+        keys = keys_of(record.changes, unique=unique)
         self.pending.append(PendingUnit(keys, any(keys & r.keys for r in self.in_flight)))
         if len(record.changes) > 1 and self.rng.random() < 0.2:
             for part, change in enumerate(record.changes):
-                unit = Unit(base, 0, packed(keys_of([change])), [encoded([change])])
                 last = part == len(record.changes) - 1
+                part_keys = packed(keys_of([change], unique=unique))
+                unit = Unit(base, 0, part_keys, [encoded([change])], wild if last else [])
                 self.propose(
                     Payload(
                         PayloadKind.PART, Flavour.MYSQL, base, here, ("", self.reading), [TABLE], [unit], part, last
                     )
                 )
             return
-        unit = Unit(base, 0, packed(keys), [encoded(record.changes)])
+        unit = Unit(base, 0, packed(keys), [encoded(record.changes)], wild)
         self.propose(Payload(PayloadKind.UNITS, Flavour.MYSQL, base, here, ("", self.reading), [TABLE], [unit]))
 
     def begin_apply(self, limit: int) -> None:
@@ -232,13 +291,16 @@ class Site:
             step = self.state.step(entry)
             if step.kind is StepKind.DDL:
                 assert step.certification is not None
-                if step.certification.verdict is Verdict.CONFLICT:
-                    self.stopped = True
+                assert step.payload is not None
+                assert step.payload.ddl is not None
+                ddl = step.payload.ddl
+                if stops(ddl, step.certification.verdict, self.options):
+                    self.stopped, self.stopped_at = True, entry.index
                     break
                 batch.progress = before
                 self.actions.append(batch)
                 if not step.certification.own or step.certification.verdict is Verdict.REASSERT:
-                    self.actions.append(Action("truncate"))
+                    self.actions.append(Action("statement", statement=ddl.statement))
                 batch = Action("rows")
             if entry.origin == self.number and entry.session == self.session and entry.sequence == 1 and step.accepted:
                 resume = self.state.origins[self.number].resume
@@ -277,8 +339,12 @@ class Site:
         if not self.actions:
             return
         action = self.actions.pop(0)
-        if action.kind == "truncate":
-            self.table.clear()
+        if action.kind == "statement":
+            if not change_table(self.table, action.statement):
+                # Rows of its own that are not in the log yet: this site stops, loud, until they are gone.
+                self.stopped = True
+                self.actions.clear()
+            self.binlog.append(Ran())
         elif action.index:
             for changes in action.changes:
                 self.table.apply(changes)
@@ -295,13 +361,13 @@ class Outcome(NamedTuple):
     stopped: bool
 
 
-def run(seed: int, *, naive: bool = False, crashes: bool = False, statements: bool = False) -> Outcome:
+def run(seed: int, options: Options = Options()) -> Outcome:
     """One random history, drained at its end."""
     rng = random.Random(seed)
     keyspace = rng.choice([3, 6, 12])
     log = Log()
     count = rng.randint(2, 4)
-    sites = [Site(n, count, log, rng, naive=naive, statements=statements) for n in range(1, count + 1)]
+    sites = [Site(n, count, log, rng, options) for n in range(1, count + 1)]
     for _ in range(rng.randint(20, 300)):
         site, dice = rng.choice(sites), rng.random()
         if dice < 0.35:
@@ -312,7 +378,7 @@ def run(seed: int, *, naive: bool = False, crashes: bool = False, statements: bo
             site.deliver()
         elif dice < 0.9:
             site.begin_apply(rng.randint(1, 4))
-        elif dice < 0.99 or not crashes:
+        elif dice < 0.99 or not options.crashes:
             site.commit_apply()
         else:
             site.crash()
@@ -335,18 +401,28 @@ def run(seed: int, *, naive: bool = False, crashes: bool = False, statements: bo
     for entry in log:
         step = reference.step(entry)
         if step.certification is not None:
-            if step.certification.verdict is Verdict.CONFLICT:
+            assert step.payload is not None
+            assert step.payload.ddl is not None
+            if stops(step.payload.ddl, step.certification.verdict, options):
                 break
-            expected.clear()
+            # A statement that is not raced meets the rows that it met at its origin.
+            assert change_table(expected, step.payload.ddl.statement) or options.lenient
         for unit, certification in step.units:
             if step.kind is StepKind.LARGE:
                 unit.changes = [c for part in reference.parts(step.parts) for u in part.units for c in u.changes]
             verdicts.append(certification.verdict)
             for change in unit.changes:
                 expected.apply(decoded(change))
-    stopped = reference.index < len(log) or any(site.stopped for site in sites)
+    stopped = any(site.stopped for site in sites)
+    if any(site.stopped_at for site in sites):
+        # All sites stop at the same statement, but those whose server refused one before.
+        converged = all(site.stopped_at == reference.index or (site.stopped and not site.stopped_at) for site in sites)
+    else:
+        converged = all(
+            site.stopped or (site.table == expected and site.table.unique == expected.unique) for site in sites
+        )
     return Outcome(
-        stopped or all(site.table == expected for site in sites),
+        converged,
         sum(site.mismatches for site in sites),
         verdicts.count(Verdict.REASSERT),
         verdicts.count(Verdict.CONFLICT),
@@ -369,7 +445,7 @@ def test_every_site_ends_at_the_logs_own_result() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("statements", [False, True])
 def test_crashes_of_daemons_change_nothing(statements: bool) -> None:
-    outcomes = [run(seed, crashes=True, statements=statements) for seed in range(HISTORIES // 4)]
+    outcomes = [run(seed, Options(crashes=True, statements=statements)) for seed in range(HISTORIES // 4)]
     assert [seed for seed, outcome in enumerate(outcomes) if not outcome.converged] == []
     stopped = sum(outcome.stopped for outcome in outcomes)
     assert stopped < len(outcomes) // 2
@@ -377,12 +453,31 @@ def test_crashes_of_daemons_change_nothing(statements: bool) -> None:
 
 
 def test_truncate_among_writes() -> None:
-    outcomes = [run(seed, statements=True) for seed in range(HISTORIES // 4)]
+    outcomes = [run(seed, Options(statements=True)) for seed in range(HISTORIES // 4)]
     assert [seed for seed, outcome in enumerate(outcomes) if not outcome.converged] == []
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("crashes", [False, True])
+def test_unique_keys_come_and_go_among_writes(crashes: bool) -> None:
+    """Every site ends alike, or every site stops at the same statement."""
+    options = Options(crashes=crashes, statements=True, keys=True)
+    outcomes = [run(seed, options) for seed in range(HISTORIES // 2)]
+    assert [seed for seed, outcome in enumerate(outcomes) if not outcome.converged] == []
+    stopped = sum(outcome.stopped for outcome in outcomes)
+    print(f"{len(outcomes)} histories, {stopped} of them ended by a statement")
+    assert len(outcomes) // 20 < stopped < len(outcomes) * 19 // 20
+
+
+def test_the_model_can_fail_for_statements() -> None:
+    """Going on after a raced statement diverges."""
+    diverged = sum(not run(seed, Options(keys=True, lenient=True)).converged for seed in range(200))
+    print(f"going on after raced statements: {diverged} of 200 histories diverged")
+    assert diverged
 
 
 def test_the_model_can_fail() -> None:
     """Skipping own units, which is what replication that knows nothing of re-assertion does, diverges."""
-    diverged = sum(not run(seed, naive=True).converged for seed in range(200))
+    diverged = sum(not run(seed, Options(naive=True)).converged for seed in range(200))
     print(f"skipping own units: {diverged} of 200 histories diverged")
     assert diverged > 100

@@ -1,0 +1,172 @@
+"""Which statements may stand before or after rows of their tables alike.
+
+A statement *commutes with row writes* if a row written before it, by a table map of that time, and the same row written
+after it leave the same table. Known from the text alone, so some that would are not known: a DROP INDEX does not say
+whether the index is unique. Whatever is not found here does not commute.
+"""
+
+from __future__ import annotations
+
+from mysqlraft.binlog.statements import Reader, classify
+
+_NO_ROWS = frozenset(("VIEW", "TRIGGER", "PROCEDURE", "FUNCTION", "PACKAGE"))
+"""Triggers do not fire for what apply writes."""
+
+_TYPES = frozenset(
+    (
+        *("TINYINT", "SMALLINT", "MEDIUMINT", "INT", "INTEGER", "BIGINT", "BOOL", "BOOLEAN", "BIT"),
+        *("DECIMAL", "DEC", "NUMERIC", "FIXED", "FLOAT", "DOUBLE", "REAL"),
+        *("DATE", "TIME", "DATETIME", "YEAR", "JSON"),
+        *("CHAR", "VARCHAR", "BINARY", "VARBINARY", "ENUM"),
+        *("TINYTEXT", "TEXT", "MEDIUMTEXT", "LONGTEXT", "TINYBLOB", "BLOB", "MEDIUMBLOB", "LONGBLOB"),
+    )
+)
+"""Not TIMESTAMP, which may bring a DEFAULT CURRENT_TIMESTAMP of its own."""
+_ATTRIBUTES = frozenset(("UNSIGNED", "SIGNED", "ZEROFILL", "PRECISION", "ASCII", "UNICODE", "VISIBLE", "INVISIBLE"))
+_VALUES = frozenset(("NULL", "TRUE", "FALSE"))
+_OPTIONS = frozenset(
+    (
+        *("COMMENT", "ROW_FORMAT", "AUTO_INCREMENT", "KEY_BLOCK_SIZE", "COMPRESSION", "ENCRYPTION", "PACK_KEYS"),
+        *("STATS_PERSISTENT", "STATS_AUTO_RECALC", "STATS_SAMPLE_PAGES", "MAX_ROWS", "MIN_ROWS", "AVG_ROW_LENGTH"),
+        *("CHARSET", "COLLATE", "ALGORITHM", "LOCK"),
+    )
+)
+"""Of a table, each with one value. CHARSET and COLLATE are those of columns to come."""
+
+
+def commutes(text: str, schema: str) -> bool:
+    """Whether the statement commutes with writes of rows. ``schema``: the session's default schema."""
+    verb, _, kind = classify(text, schema).verb.partition(" ")
+    reader = Reader(text)
+    if kind in _NO_ROWS:
+        return True
+    if kind in ("DATABASE", "SCHEMA"):
+        return verb == "ALTER" or (verb == "CREATE" and not _before(reader, kind, "REPLACE"))
+    if verb == "CREATE" and kind in ("TABLE", "SEQUENCE"):
+        return not _before(reader, kind, "REPLACE")
+    if verb == "CREATE" and kind == "INDEX":
+        return not _before(reader, kind, "REPLACE", "UNIQUE")
+    return verb == "ALTER" and kind == "TABLE" and reader.whole and _alters(reader, schema)
+
+
+def _before(reader: Reader, kind: str, *words: str) -> bool:
+    """Whether one of the words stands before the kind of object."""
+    at = reader.at
+    while at < len(reader.tokens):
+        word, quoted = reader.tokens[at]
+        at += 1
+        if not quoted and word.upper() == kind:
+            return False
+        if not quoted and word.upper() in words:
+            return True
+    return True
+
+
+def _alters(reader: Reader, schema: str) -> bool:
+    while reader.word() != "TABLE":
+        reader.at += 1
+    reader.at += 1
+    reader.take("IF", "EXISTS")
+    reader.name(schema)
+    if reader.take("WAIT"):
+        reader.at += 1
+    reader.take("NOWAIT")
+    while True:
+        if not _specification(reader):
+            return False
+        if reader.at >= len(reader.tokens):
+            return True
+        if not reader.take(","):
+            return False
+
+
+def _specification(reader: Reader) -> bool:
+    """Takes one change of an ALTER TABLE, if it is one that commutes."""
+    if reader.take("ADD"):
+        if reader.word() in ("INDEX", "KEY", "FULLTEXT", "SPATIAL"):
+            _skip(reader)
+            return True
+        if reader.word() in ("UNIQUE", "PRIMARY", "CONSTRAINT", "FOREIGN", "CHECK", "PARTITION", "PERIOD", "SYSTEM"):
+            return False
+        reader.take("COLUMN")
+        reader.take("IF", "NOT", "EXISTS")
+        return _column(reader)
+    if reader.take("ALTER"):
+        reader.take("COLUMN")
+        reader.at += 1
+        return reader.take("DROP", "DEFAULT") or (reader.take("SET", "DEFAULT") and _constant(reader))
+    taken = False
+    while reader.at < len(reader.tokens) and reader.word() != ",":
+        if not _option(reader):
+            return False
+        taken = True
+    return taken
+
+
+def _option(reader: Reader) -> bool:
+    if reader.take("ENGINE"):
+        reader.take("=")
+        return reader.take("INNODB")
+    reader.take("DEFAULT")
+    if reader.take("CHARACTER", "SET") or (reader.word() in _OPTIONS and reader.take(reader.word())):
+        reader.take("=")
+        reader.at += 1
+        return True
+    return False
+
+
+def _column(reader: Reader) -> bool:
+    """Takes a column that comes last and whose value in rows that do not have it is a constant."""
+    reader.at += 1
+    if reader.word() not in _TYPES:
+        return False
+    reader.at += 1
+    reader.take("VARYING")
+    if reader.take("("):
+        while reader.at < len(reader.tokens) and not reader.take(")"):
+            reader.at += 1
+    nullable, has_default = True, False
+    while reader.at < len(reader.tokens) and reader.word() != ",":
+        if reader.take("NOT", "NULL"):
+            nullable = False
+        elif reader.take("DEFAULT"):
+            if not _constant(reader):
+                return False
+            has_default = True
+        elif reader.take("CHARACTER", "SET") or reader.take("CHARSET") or reader.take("COLLATE"):
+            reader.take("=")
+            reader.at += 1
+        elif reader.take("COMMENT") or reader.word() in _ATTRIBUTES or reader.word() == "NULL":
+            reader.at += 1
+        else:
+            return False
+    return nullable or has_default
+
+
+def _constant(reader: Reader) -> bool:
+    """Takes a literal."""
+    signed = reader.take("-") or reader.take("+")
+    word, quoted = reader.tokens[reader.at] if reader.at < len(reader.tokens) else ("", False)
+    reader.at += 1
+    if not signed and (word == "'" or quoted or word.upper() in _VALUES):
+        return True
+    if not signed and (word.upper() in ("B", "X", "N") or word.startswith("_")) and reader.take("'"):
+        return True
+    if not word[:1].isdigit() and not (word == "." and reader.word()[:1].isdigit()):
+        return False
+    if word != "." and reader.take(".") and not reader.word()[:1].isdigit():
+        return True
+    if reader.word()[:1].isdigit():
+        reader.at += 1
+    return True
+
+
+def _skip(reader: Reader) -> None:
+    """Goes to the next comma outside parentheses, or to the end."""
+    depth = 0
+    while reader.at < len(reader.tokens):
+        word = reader.word()
+        if not depth and word == ",":
+            return
+        depth += (word == "(") - (word == ")")
+        reader.at += 1
