@@ -529,9 +529,7 @@ class RaftCore:
         term = self.term + 1 if pre else self.term
         for site in self._voters():
             if site != self.site:
-                request = VoteRequest(
-                    site, self.site, term, pre, self.log.last_index, self.log.last_term, by_transfer
-                )
+                request = VoteRequest(site, self.site, term, pre, self.log.last_index, self.log.last_term, by_transfer)
                 self._send(request)
 
     def _count_vote(self, site: int, granted: bool) -> None:
@@ -605,9 +603,7 @@ class RaftCore:
         else:
             hint, hint_term = self.log.conflict(m.previous_index, m.previous_term)
             self._send(
-                AppendResponse(
-                    m.sender, self.site, self.term, m.progress, m.previous_index, True, hint, hint_term
-                )
+                AppendResponse(m.sender, self.site, self.term, m.progress, m.previous_index, True, hint, hint_term)
             )
         self._learn_commit(m.commit)
 

@@ -97,9 +97,7 @@ class Entry(_Fields):
         """Encode an entry that follows one whose chain is `previous_chain`."""
         if checksum_of_payload is None:
             checksum_of_payload = xxh3_64_intdigest(payload)
-        chained = _CHAINED.pack(
-            checksum_of_payload, index, term, session, sequence, len(payload), kind, origin, 0
-        )
+        chained = _CHAINED.pack(checksum_of_payload, index, term, session, sequence, len(payload), kind, origin, 0)
         chain = xxh3_64_intdigest(chained, previous_chain)
         body = _U64.pack(chain) + chained
         record = b"%b%b%b" % (_U64.pack(xxh3_64_intdigest(body)), body, payload)
@@ -110,8 +108,8 @@ class Entry(_Fields):
         """Decode and verify a record. Raises CorruptRecord."""
         if len(record) < HEADER_SIZE:
             raise CorruptRecord(f"record of {len(record)} bytes is shorter than its header")
-        checksum, chain, payload_sum, index, term, session, sequence, length, kind, origin, flags = (
-            HEADER.unpack_from(record)
+        checksum, chain, payload_sum, index, term, session, sequence, length, kind, origin, flags = HEADER.unpack_from(
+            record
         )
         view = memoryview(record)
         if checksum != xxh3_64_intdigest(view[8:HEADER_SIZE]):

@@ -441,9 +441,7 @@ class Node:
         if self.failed.done():
             return
         expected = isinstance(error, StoreError | LogDivergence | ConfigurationError)
-        logger.critical(
-            "raft stopped site=%d reason=%r", self.site, str(error), exc_info=None if expected else error
-        )
+        logger.critical("raft stopped site=%d reason=%r", self.site, str(error), exc_info=None if expected else error)
         self.failed.set_exception(error)
         self.failed.exception()  # whoever awaits it still gets it; this only keeps asyncio from complaining
         if self._ticker is not None:

@@ -42,9 +42,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def members(count: int) -> Configuration:
     ports = free_ports(count)
-    return Configuration(
-        Server(site, f"site{site}", f"127.0.0.1:{ports[site - 1]}") for site in range(1, count + 1)
-    )
+    return Configuration(Server(site, f"site{site}", f"127.0.0.1:{ports[site - 1]}") for site in range(1, count + 1))
 
 
 class Cluster:
@@ -365,9 +363,7 @@ class Ends:
         return Transport(site, cluster, self.received.append, self.resets.append, known, Random(site))
 
 
-def with_transports(
-    work: Callable[[Ends, Transport, Transport], Awaitable[None]], **options: Any
-) -> None:
+def with_transports(work: Callable[[Ends, Transport, Transport], Awaitable[None]], **options: Any) -> None:
     async def both() -> None:
         ends = Ends()
         first, second = ends.transport(1), ends.transport(2, **options)
