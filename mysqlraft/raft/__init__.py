@@ -1,7 +1,7 @@
 """Consensus: one replicated log, agreed on by a majority of sites. Nothing in here knows what is in it."""
 
 from mysqlraft.raft.bootstrap import bootstrap
-from mysqlraft.raft.configuration import Change, Configuration, ConfigurationError, Server
+from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.core import Limits, NotLeader, RaftCore, Ready, Role
 from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
 from mysqlraft.raft.forward import Forwarder
@@ -13,6 +13,7 @@ from mysqlraft.raft.sessions import SessionTable
 from mysqlraft.raft.store import HardState, LogStore, StableStore, Store, StoreError, Write, WrongDirectory
 
 __all__ = [
+    "NOBODY",
     "Change",
     "Configuration",
     "ConfigurationError",

@@ -7,13 +7,16 @@ and any majority of the new one share a voter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
 import msgpack
 
 SITE_IDS = range(1, 16)
+PRIORITIES = range(101)
+NOBODY = 0
+"""No site's id."""
 
 
 class ConfigurationError(ValueError):
@@ -30,22 +33,39 @@ class Server(NamedTuple):
     """Where its peers reach it, "host:port"."""
     voter: bool = True
     """Voters elect and are counted for commitment; nonvoters only receive the log."""
+    witness: bool = False
+    """It has no database server: it stores the log and votes, and leads only while no other voter can."""
+    priority: int = 0
+    """Among voters that could lead as well, the one with the greatest does, after a while."""
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Who rather leads: the greater."""
+        return (not self.witness, self.priority)
+
+    @property
+    def kind(self) -> str:
+        """What people call it: voter, nonvoter, witness, nonvoting witness."""
+        if self.witness:
+            return "witness" if self.voter else "nonvoting witness"
+        return "voter" if self.voter else "nonvoter"
 
 
 class Change(Enum):
-    """A change of one member."""
+    """A change of one member. Its value is its name in the admin API."""
 
     ADD_NONVOTER = "add-nonvoter"
     PROMOTE = "promote"
     DEMOTE = "demote"
     REMOVE = "remove"
     READDRESS = "readdress"
+    PRIORITIZE = "prioritize"
 
 
 class Configuration:
     """An immutable set of servers.
 
-    Invariants: site ids, names and addresses are unique; there is at least one voter.
+    Invariants: site ids, names and addresses are unique; there is at least one voter that is no witness.
     """
 
     __slots__ = ("_nonvoters", "_servers", "_voters")
@@ -61,6 +81,8 @@ class Configuration:
             host, colon, port = server.address.rpartition(":")
             if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
                 raise ConfigurationError(f"site {server.site}: address {server.address!r} is not host:port")
+            if server.priority not in PRIORITIES:
+                raise ConfigurationError(f"site {server.site}: priority {server.priority} is not in 0..100")
         for what, values in (
             ("site id", [server.site for server in ordered]),
             ("name", [server.name for server in ordered]),
@@ -68,8 +90,8 @@ class Configuration:
         ):
             if len(set(values)) != len(values):
                 raise ConfigurationError(f"two servers have the same {what}: {values}")
-        if not self._voters:
-            raise ConfigurationError("a configuration needs at least one voter")
+        if not any(server.voter and not server.witness for server in ordered):
+            raise ConfigurationError("a configuration needs at least one voter that is no witness")
 
     @property
     def servers(self) -> Mapping[int, Server]:
@@ -98,8 +120,7 @@ class Configuration:
 
     def __str__(self) -> str:
         return ", ".join(
-            f"{server.site}={server.name}@{server.address}{'' if server.voter else ' (nonvoter)'}"
-            for server in self._servers.values()
+            f"{server.site}={server.name}@{server.address}{_remarks(server)}" for server in self._servers.values()
         )
 
     def encode(self) -> bytes:
@@ -109,10 +130,7 @@ class Configuration:
     @classmethod
     def decode(cls, payload: bytes) -> Configuration:
         try:
-            return cls(
-                Server(int(site), str(name), str(address), bool(voter))
-                for site, name, address, voter in msgpack.unpackb(payload)
-            )
+            return cls(_server(*fields) for fields in msgpack.unpackb(payload))
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise ConfigurationError(f"not an encoded configuration: {error}") from error
 
@@ -127,14 +145,35 @@ class Configuration:
             return Configuration(servers.values())
         if present is None:
             raise ConfigurationError(f"site {server.site} is not a member")
-        if change is Change.PROMOTE:
-            servers[server.site] = present._replace(voter=True)
-        elif change is Change.DEMOTE:
-            servers[server.site] = present._replace(voter=False)
-        elif change is Change.READDRESS:
-            servers[server.site] = present._replace(address=server.address)
-        else:
+        if change is Change.REMOVE:
             del servers[server.site]
-        if not any(each.voter for each in servers.values()):
-            raise ConfigurationError(f"{change.value} of site {server.site} would leave no voter")
+        else:
+            servers[server.site] = changed = _CHANGES[change](present, server)
+            if changed == present:
+                raise ConfigurationError(
+                    f"{change.value} of site {server.site} changes nothing: it is a {present.kind} at "
+                    f"{present.address} with priority {present.priority} already"
+                )
+        if not any(each.voter and not each.witness for each in servers.values()):
+            raise ConfigurationError(f"{change.value} of site {server.site} would leave no voter that is no witness")
         return Configuration(servers.values())
+
+
+_CHANGES: Mapping[Change, Callable[[Server, Server], Server]] = {
+    Change.PROMOTE: lambda present, _: present._replace(voter=True),
+    Change.DEMOTE: lambda present, _: present._replace(voter=False),
+    Change.READDRESS: lambda present, wanted: present._replace(address=wanted.address),
+    Change.PRIORITIZE: lambda present, wanted: present._replace(priority=wanted.priority),
+}
+
+
+def _server(site: int, name: str, address: str, voter: bool, witness: bool = False, priority: int = 0) -> Server:
+    """Of what was decoded; the first version had neither witnesses nor priorities."""
+    return Server(int(site), str(name), str(address), bool(voter), bool(witness), int(priority))
+
+
+def _remarks(server: Server) -> str:
+    remarks = [] if server.kind == "voter" else [server.kind]
+    if server.priority:
+        remarks.append(f"priority {server.priority}")
+    return f" ({', '.join(remarks)})" if remarks else ""

@@ -37,7 +37,7 @@ from enum import Enum
 from random import Random
 from typing import Any, NamedTuple, cast
 
-from mysqlraft.raft.configuration import Change, Configuration, ConfigurationError, Server
+from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.entry import Entry, EntryKind, total_size
 from mysqlraft.raft.log import NO_LIMIT, RaftLog
 from mysqlraft.raft.messages import (
@@ -56,11 +56,13 @@ from mysqlraft.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
+from mysqlraft.raft.preference import Preference
 from mysqlraft.raft.progress import Progress, ProgressState
 from mysqlraft.raft.quorum import Vote, agreed, tally
 from mysqlraft.raft.store import HardState, Store, Write
 
-NOBODY = 0
+WITNESS_PATIENCE = 3
+"""Election timeouts by which a witness waits longer than others before it campaigns: if they can lead, they do."""
 
 
 class Role(Enum):
@@ -90,6 +92,8 @@ class Limits:
     """Appends on the way to one follower; at least bandwidth x round-trip time to fill a long line."""
     watchdog_ticks: int = 80
     """A pipeline in which nothing is acknowledged for this long, though the follower lives, starts again."""
+    preference_ticks: int = 100
+    """A voter that should rather lead than the leader has to be fit for it for this long before it takes over."""
     cache_bytes: int = 16 * 1024 * 1024
     """Entries kept in memory after they are on disk."""
 
@@ -164,6 +168,11 @@ class RaftCore:
         """Of every other member, while leader."""
         self.transferee = NOBODY
         """While leader: whom leadership is being handed to. Proposals are refused meanwhile (hashicorp #696)."""
+        self._preference = Preference(self.limits.preference_ticks)
+        self._recent_last = (0, 0)
+        """While leader: the log's last index at the CheckQuorum before the last one, and at the last one."""
+        self._silent: frozenset[int] = frozenset()
+        """While leader: who was not heard from in the election timeout before the last CheckQuorum."""
         self._random = random
         self._store = store
         self._configuration = self._latest_configuration()
@@ -228,6 +237,14 @@ class RaftCore:
     @property
     def is_voter(self) -> bool:
         return self._configuration is not None and self.site in self._configuration.voters
+
+    @property
+    def is_witness(self) -> bool:
+        return (
+            self._configuration is not None
+            and self.site in self._configuration
+            and (self._configuration.servers[self.site].witness)
+        )
 
     @property
     def may_campaign(self) -> bool:
@@ -323,11 +340,12 @@ class RaftCore:
         self.log.append(entries)
         return index
 
-    def propose_change(self, change: Change, server: Server, expected_index: int) -> int:
+    def propose_change(self, change: Change, server: Server, expected_index: int, force: bool = False) -> int:
         """Append a configuration that differs by one member. Returns its index. Raises NotLeader, ConfigurationError.
 
         `expected_index` is the index of the configuration that the caller knows: if it is not the latest, somebody
-        else changed it meanwhile and the wish may no longer make sense.
+        else changed it meanwhile and the wish may no longer make sense. A site that has not `caught_up` is promoted
+        only by `force`: a majority that needs it would wait for it with every commit.
         """
         if not self.accepts_proposals:
             raise NotLeader
@@ -341,26 +359,35 @@ class RaftCore:
                 f"the configuration changed: it is the one at index {self.configuration_index}, not {expected_index}"
             )
         payload = self._configuration.changed(change, server).encode()
+        if change is Change.PROMOTE and not force and not self.caught_up(server.site):
+            raise ConfigurationError(f"site {server.site} has not caught up: {self._lag(server.site)}")
         self._append(EntryKind.CONFIGURATION, payload)
         self._adopt_configuration()
         return self.log.last_index
 
+    def caught_up(self, site: int) -> bool:
+        """Whether a member has on its disk what this leader's log held an election timeout ago or more, at least
+        what it held when this leader was elected, and is still heard from."""
+        progress = self.progress.get(site)
+        return progress is not None and progress.match >= self._recent_last[0] and site not in self._silent
+
     def transfer(self, target: int = NOBODY) -> int:
-        """Hand leadership to `target`, or to the voter that is furthest along. Returns whom.
+        """Hand leadership to `target`, or to the voter that is most fit to lead. Returns whom.
 
         Raises NotLeader, and ConfigurationError if there is no such voter. Stops proposals; bounded by an election
         timeout, after which this site goes on leading (hashicorp #487).
         """
-        if not self.accepts_proposals:
+        if not self.accepts_proposals or self._configuration is None:
             raise NotLeader
+        servers = self._configuration.servers
         voters = [site for site in self._voters() if site != self.site]
         if target == NOBODY and voters:
-            target = max(voters, key=lambda site: self.progress[site].match)
+            target = max(voters, key=self._fitness)
+        elif target in voters and servers[target].witness:
+            raise ConfigurationError(f"site {target} is a witness: it leads only while no other voter can")
         if target not in voters:
             raise ConfigurationError(f"site {target} is not another voter: leadership cannot go there")
-        self.transferee = target
-        self._transfer_elapsed = 0
-        self._hand_over_if_caught_up()
+        self._transfer_to(target, "as it was asked to")
         return target
 
     def read_index(self, context: Any) -> None:
@@ -454,7 +481,8 @@ class RaftCore:
     # ---- time -----------------------------------------------------------------------------------------------------
 
     def _draw_timeout(self) -> int:
-        return self._random.randrange(self.limits.election_ticks, 2 * self.limits.election_ticks)
+        timeout = self._random.randrange(self.limits.election_ticks, 2 * self.limits.election_ticks)
+        return timeout + WITNESS_PATIENCE * self.limits.election_ticks if self.is_witness else timeout
 
     def _tick_leader(self) -> None:
         self._heartbeat_elapsed += 1
@@ -474,7 +502,10 @@ class RaftCore:
                 self._transitions.append(
                     Transition(self.role, self.term, self.leader, f"site {self.transferee} did not take over in time")
                 )
+                self._preference.failed(self.transferee)
                 self.transferee = NOBODY
+        else:
+            self._prefer_another()
         if self._election_elapsed >= self.limits.election_ticks:
             self._election_elapsed = 0
             heard = {site: progress.active for site, progress in self.progress.items()}
@@ -482,6 +513,8 @@ class RaftCore:
             if tally(self._voters(), heard) is not Vote.WON:
                 self._become_follower(self.term, NOBODY, "heard from no majority for an election timeout")
                 return
+            self._silent = frozenset(site for site, active in heard.items() if not active)
+            self._recent_last = (self._recent_last[1], self.log.last_index)
             for progress in self.progress.values():
                 progress.active = False
 
@@ -552,6 +585,9 @@ class RaftCore:
         self._heartbeat_due = True
         self._adopt_configuration()
         self._append(EntryKind.NOOP, b"")
+        self._recent_last = (self.log.last_index, self.log.last_index)
+        self._silent = frozenset()
+        self._preference = Preference(0 if self.is_witness else self.limits.preference_ticks)
 
     # ---- votes ----------------------------------------------------------------------------------------------------
 
@@ -755,6 +791,42 @@ class RaftCore:
         progress.sent(previous + len(entries), len(entries), total_size(entries))
 
     # ---- leadership transfer --------------------------------------------------------------------------------------
+
+    def _transfer_to(self, target: int, why: str) -> None:
+        self.transferee = target
+        self._transfer_elapsed = 0
+        self._transitions.append(
+            Transition(self.role, self.term, self.leader, f"hands its leadership over to site {target}, {why}")
+        )
+        self._hand_over_if_caught_up()
+
+    def _fitness(self, site: int) -> tuple[Any, ...]:
+        """How well another voter could take over: the greater, the better."""
+        server = self._configuration.servers[site] if self._configuration is not None else None
+        no_witness, priority = server.rank if server is not None else (False, 0)
+        return site not in self._silent, no_witness, self.caught_up(site), priority, self.progress[site].match
+
+    def _prefer_another(self) -> None:
+        """Give way to a voter that should rather lead, when it has been fit to for long enough."""
+        servers = self._configuration.servers if self._configuration is not None else {}
+        if self.site not in servers:
+            return
+        own = servers[self.site].rank
+        better = [site for site in self._voters() if servers[site].rank > own and self.caught_up(site)]
+        chosen = max(better, key=self._fitness, default=NOBODY)
+        if self._preference.tick(chosen):
+            server = servers[chosen]
+            why = "this is a witness" if not own[0] else f"which has priority {server.priority} (own: {own[1]})"
+            self._transfer_to(chosen, why)
+
+    def _lag(self, site: int) -> str:
+        """How far a member is behind, for people."""
+        progress = self.progress.get(site)
+        match = progress.match if progress is not None else 0
+        behind = (
+            f"it holds the log up to {match} of {self.log.last_index}, {self.log.last_index - match} entries behind"
+        )
+        return f"{behind}, and is not heard from" if site in self._silent else behind
 
     def _hand_over_if_caught_up(self) -> None:
         if self.transferee != NOBODY and self.progress[self.transferee].match == self.log.last_index:

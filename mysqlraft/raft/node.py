@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from mysqlraft.raft.configuration import Change, ConfigurationError, Server
-from mysqlraft.raft.core import NOBODY, Limits, Ready, Role
+from mysqlraft.raft.configuration import NOBODY, Change, ConfigurationError, Server
+from mysqlraft.raft.core import Limits, Ready, Role
 from mysqlraft.raft.entry import Entry
 from mysqlraft.raft.log import LogDivergence
 from mysqlraft.raft.messages import Message
@@ -269,9 +269,9 @@ class Node:
         self._schedule_pump()
         return chosen
 
-    def propose_change(self, change: Change, server: Server, expected_index: int) -> int:
+    def propose_change(self, change: Change, server: Server, expected_index: int, force: bool = False) -> int:
         """See RaftCore.propose_change."""
-        index = self._core.propose_change(change, server, expected_index)
+        index = self._core.propose_change(change, server, expected_index, force)
         self._schedule_pump()
         return index
 

@@ -75,6 +75,8 @@ class Participant:
         core = self.core
         if core.role is not Role.LEADER or forward.term != core.term:
             return  # its sender learns who leads, and starts again there
+        if core.configuration is None or forward.sender not in core.configuration:
+            return  # of a removed site: what it proposes now is no part of the history any more
         if self._intake.term != core.term:
             self._intake = Intake(self.site, core.term)
         if not core.accepts_proposals:

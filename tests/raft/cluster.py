@@ -18,6 +18,14 @@ def configuration(voters: int, nonvoters: int = 0) -> Configuration:
     )
 
 
+def ranked(*servers: tuple[str, int]) -> Configuration:
+    """Voters of these kinds ("voter" or "witness") and priorities."""
+    return Configuration(
+        Server(site, f"site{site}", f"host{site}:1000", True, kind == "witness", priority)
+        for site, (kind, priority) in enumerate(servers, 1)
+    )
+
+
 def chained(*terms: int, configured: Configuration | None = None) -> list[Entry]:
     """A log with entries of these terms; the first is a configuration if one is given."""
     entries: list[Entry] = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgpack
 import pytest
 
 from mysqlraft.raft import Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.quorum import Vote, agreed, majority, tally
-from tests.raft.cluster import configuration
+from tests.raft.cluster import configuration, ranked
 
 
 def test_it_survives_encoding() -> None:
@@ -17,7 +18,15 @@ def test_it_survives_encoding() -> None:
     assert (again.voters, again.nonvoters) == ((1, 2, 3), (4, 5))
     assert "5=site5@host5:1000 (nonvoter)" in str(again)
     assert 3 in again
+    mixed = ranked(("voter", 7), ("witness", 0))
+    assert Configuration.decode(mixed.encode()) == mixed
+    assert str(mixed) == "1=site1@host1:1000 (priority 7), 2=site2@host2:1000 (witness)"
     assert 9 not in again
+
+
+def test_one_of_the_first_version_still_decodes() -> None:
+    payload = msgpack.packb([(1, "a", "h:1", True), (2, "b", "h:2", False)])
+    assert Configuration.decode(payload) == Configuration([Server(1, "a", "h:1"), Server(2, "b", "h:2", False)])
 
 
 def test_the_order_of_the_servers_does_not_matter() -> None:
@@ -30,6 +39,8 @@ def test_the_order_of_the_servers_does_not_matter() -> None:
     [
         ([], "at least one voter"),
         ([Server(1, "a", "h:1", False)], "at least one voter"),
+        ([Server(1, "a", "h:1", witness=True)], "no witness"),
+        ([Server(1, "a", "h:1", priority=101)], "priority 101 is not in 0..100"),
         ([Server(0, "a", "h:1")], "not in 1..15"),
         ([Server(16, "a", "h:1")], "not in 1..15"),
         ([Server(1, "a", "h:1"), Server(1, "b", "h:2")], "same site id"),
@@ -62,6 +73,8 @@ def test_changes() -> None:
     assert made.voters == (1, 2, 3, 4)
     made = made.changed(Change.READDRESS, Server(4, "", "elsewhere:1000"))
     assert made.servers[4] == Server(4, "site4", "elsewhere:1000")
+    made = made.changed(Change.PRIORITIZE, Server(4, "", "", priority=9))
+    assert made.servers[4] == Server(4, "site4", "elsewhere:1000", priority=9)
     made = made.changed(Change.DEMOTE, new)
     assert made.nonvoters == (4,)
     made = made.changed(Change.REMOVE, new)
@@ -70,6 +83,12 @@ def test_changes() -> None:
         made.changed(Change.ADD_NONVOTER, Server(1, "x", "x:1"))
     with pytest.raises(ConfigurationError, match="not a member"):
         made.changed(Change.REMOVE, new)
+    with pytest.raises(ConfigurationError, match="changes nothing: it is a voter at host1:1000"):
+        made.changed(Change.PROMOTE, Server(1, "", ""))
+    with pytest.raises(ConfigurationError, match="same address"):
+        made.changed(Change.READDRESS, Server(1, "", "host2:1000"))
+    with pytest.raises(ConfigurationError, match="no voter that is no witness"):
+        ranked(("voter", 0), ("witness", 0)).changed(Change.REMOVE, Server(1, "", ""))
     with pytest.raises(ConfigurationError, match="leave no voter"):
         configuration(1, 1).changed(Change.DEMOTE, Server(1, "", ""))
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from random import Random
 from typing import TypeVar
 
 import pytest
 
 from mysqlraft.raft import (
+    NOBODY,
     Change,
+    Configuration,
     ConfigurationError,
     HardState,
     Limits,
     NotLeader,
+    Participant,
     RaftCore,
     Role,
     Server,
     Write,
 )
+from mysqlraft.raft.entry import payload_checksum
 from mysqlraft.raft.messages import (
     AppendRequest,
     AppendResponse,
     CommitNotice,
+    Forward,
     Heartbeat,
     HeartbeatResponse,
     Message,
@@ -31,7 +38,7 @@ from mysqlraft.raft.messages import (
     VoteResponse,
 )
 from mysqlraft.raft.progress import ProgressState
-from tests.raft.cluster import LIMITS, Cluster, Driven, chained, configuration, proposal, store
+from tests.raft.cluster import LIMITS, Cluster, Driven, chained, configuration, proposal, ranked, store
 
 THREE = configuration(3)
 T = TypeVar("T")
@@ -535,6 +542,201 @@ def test_membership_a_leader_that_removes_itself_steps_down_when_that_commits() 
     assert leader.role is Role.FOLLOWER
     cluster.tick(3 * LIMITS.election_ticks)
     assert {Role.LEADER} <= {cluster.sites[site].core.role for site in (2, 3)}
+
+
+def test_membership_a_site_that_lags_is_not_promoted_unless_forced() -> None:
+    cluster = Cluster(configuration(3, 1))
+    leader = cluster.elect(1)
+    cluster.down.add(4)
+    for _ in range(40):
+        cluster.propose(1, b"x")
+    cluster.tick(2 * LIMITS.election_ticks)
+    with pytest.raises(ConfigurationError, match="up to 2 of 42, 40 entries behind, and is not heard from"):
+        leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
+    cluster.down.clear()
+    cluster.drop = lambda message: isinstance(message, AppendRequest) and message.to == 4
+    cluster.tick(2 * LIMITS.election_ticks)
+    with pytest.raises(ConfigurationError, match=r"40 entries behind$"):
+        leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
+    leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1, force=True)
+    assert leader.is_voter
+    assert leader.configuration == configuration(4)
+
+
+def test_membership_a_site_that_has_caught_up_is_promoted_under_load() -> None:
+    """What counts is what the leader's log held an election timeout ago, not its very last entry."""
+    cluster = Cluster(configuration(3, 1))
+    leader = cluster.elect(1)
+    for _ in range(3 * LIMITS.election_ticks):
+        cluster.propose(1, b"x")
+        cluster.tick()
+    leader.propose([proposal(b"y")])
+    assert leader.progress[4].match < leader.log.last_index
+    leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
+
+
+def test_membership_a_site_that_was_just_added_is_not_promoted() -> None:
+    """Not even when all is quiet: its log is empty until it says otherwise."""
+    cluster = Cluster(configuration(3, 1))
+    leader = cluster.elect(1)
+    leader.propose_change(Change.REMOVE, Server(4, "", ""), 1)
+    cluster.settle()
+    leader.propose_change(Change.ADD_NONVOTER, Server(4, "site4", "host4:1000"), leader.configuration_index)
+    for driven in (cluster.sites[2], cluster.sites[3]):
+        for append in of_type(cluster.sites[1].ready() + cluster.sites[1].sync(), AppendRequest):
+            for answer in driven.step(append) if append.to == driven.core.site else []:
+                leader.step(answer)
+    assert leader.commit_index == leader.configuration_index
+    with pytest.raises(ConfigurationError, match="site 4 has not caught up: it holds the log up to 0 of 4"):
+        leader.propose_change(Change.PROMOTE, Server(4, "", ""), leader.configuration_index)
+
+
+def test_membership_a_removed_sites_proposals_do_not_enter() -> None:
+    store_1 = store([1], THREE)
+    leader = Participant(1, store_1, Random(1), LIMITS)
+    leader.core.role, leader.core.leader = Role.LEADER, 1
+    stranger = Forward(1, 4, 1, 1, 1, True, (payload_checksum(b"x"),), (b"x",))
+    leader.step(stranger)
+    assert leader.core.log.last_index == 1
+    leader.step(stranger._replace(sender=3))
+    assert leader.core.log.last_index == 2
+
+
+# ---- who should lead -----------------------------------------------------------------------------------------------
+
+PREFERRED = ranked(("voter", 0), ("voter", 0), ("voter", 5))
+STABLE = LIMITS.preference_ticks
+
+
+def test_priority_the_preferred_voter_takes_over_once_it_has_been_fit_for_a_while() -> None:
+    cluster = Cluster(PREFERRED)
+    cluster.elect(1)
+    cluster.tick(STABLE - 1)
+    assert is_leader(cluster.sites[1].core)
+    cluster.tick(2)
+    assert is_leader(cluster.sites[3].core)
+    cluster.tick(3 * STABLE)
+    assert (cluster.sites[3].core.role, cluster.sites[3].core.term) == (Role.LEADER, 3)
+
+
+def test_priority_among_equals_nobody_takes_over() -> None:
+    cluster = Cluster(ranked(("voter", 5), ("voter", 5), ("voter", 0)))
+    cluster.elect(2)
+    cluster.tick(3 * STABLE)
+    assert is_leader(cluster.sites[2].core)
+
+
+def test_priority_a_nonvoter_does_not_take_over() -> None:
+    members = Configuration([*configuration(2).servers.values(), Server(3, "c", "c:1", False, priority=9)])
+    cluster = Cluster(members)
+    cluster.elect(2)
+    cluster.tick(3 * STABLE)
+    assert is_leader(cluster.sites[2].core)
+
+
+def test_priority_a_site_that_comes_and_goes_does_not_take_over() -> None:
+    cluster = Cluster(PREFERRED)
+    cluster.elect(1)
+    for _ in range(5):
+        cluster.cut(3)
+        cluster.tick(3 * LIMITS.election_ticks)
+        cluster.heal()
+        cluster.tick(STABLE - 3 * LIMITS.election_ticks)
+    assert (cluster.sites[1].core.role, cluster.sites[1].core.term) == (Role.LEADER, 2)
+
+
+def test_priority_a_site_that_lags_does_not_take_over() -> None:
+    cluster = Cluster(PREFERRED)
+    cluster.elect(1)
+    cluster.drop = lambda message: isinstance(message, AppendRequest) and message.to == 3
+    cluster.propose(1, b"x")
+    cluster.tick(3 * STABLE)
+    assert is_leader(cluster.sites[1].core)
+    cluster.heal()
+    cluster.tick(2 * STABLE)
+    assert is_leader(cluster.sites[3].core)
+
+
+def test_priority_after_a_failed_transfer_the_next_one_waits_longer() -> None:
+    cluster = Cluster(PREFERRED)
+    leader = cluster.elect(1)
+    cluster.drop = lambda message: isinstance(message, TimeoutNow)
+    begun = []
+    before = NOBODY
+    for tick in range(60 * STABLE):
+        cluster.tick()
+        if leader.transferee == 3 != before:
+            begun.append(tick)
+        before = leader.transferee
+    waits = [round((later - earlier) / STABLE) for earlier, later in pairwise(begun)]
+    assert waits[:6] == [2, 4, 8, 8, 8, 8]
+    assert is_leader(leader)
+    assert leader.accepts_proposals
+
+
+def test_priority_can_be_changed_at_run_time() -> None:
+    cluster = Cluster(PREFERRED)
+    leader = cluster.elect(1)
+    leader.propose_change(Change.PRIORITIZE, Server(2, "", "", priority=6), 1)
+    cluster.tick(2 * STABLE)
+    assert is_leader(cluster.sites[2].core)
+
+
+# ---- witness -------------------------------------------------------------------------------------------------------
+
+WITNESSED = ranked(("voter", 0), ("voter", 0), ("witness", 0))
+
+
+def test_witness_votes_and_counts_for_commits() -> None:
+    cluster = Cluster(WITNESSED)
+    cluster.down.add(2)
+    cluster.elect(1)
+    cluster.propose(1, b"x")
+    assert cluster.payloads(3) == [b"x"]
+
+
+def test_witness_does_not_campaign_while_another_can() -> None:
+    for seed in range(30):
+        cluster = Cluster(WITNESSED)
+        for site in cluster.sites:
+            cluster.sites[site] = Driven(site, store([1], WITNESSED), seed=100 * seed + site)
+        cluster.tick(2 * LIMITS.election_ticks)  # its own and the others' times all start now
+        cluster.down.add(1 + seed % 2)
+        for _ in range(8 * LIMITS.election_ticks):
+            cluster.tick()
+            assert not is_leader(cluster.sites[3].core)
+        assert is_leader(cluster.sites[2 - seed % 2].core)
+
+
+def test_witness_leads_while_nobody_else_can_and_hands_over_as_soon_as_another_has_caught_up() -> None:
+    """Site 1 is gone, and only the witness has all that was committed."""
+    cluster = Cluster(WITNESSED, logs={1: [1, 2, 2], 2: [1], 3: [1, 2, 2]})
+    cluster.down.add(1)
+    led = False
+    for _ in range(20 * LIMITS.election_ticks):
+        cluster.tick()
+        led = led or is_leader(cluster.sites[3].core)
+        if is_leader(cluster.sites[2].core):
+            break
+    assert led
+    assert is_leader(cluster.sites[2].core)
+    assert cluster.sites[2].core.log.term(3) == 2
+
+
+def test_witness_is_not_handed_the_leadership() -> None:
+    cluster = Cluster(WITNESSED)
+    leader = cluster.elect(1)
+    with pytest.raises(ConfigurationError, match="is a witness"):
+        leader.transfer(3)
+    assert leader.transfer() == 2
+
+
+def test_witness_is_handed_the_leadership_only_when_nobody_else_lives() -> None:
+    cluster = Cluster(WITNESSED)
+    leader = cluster.elect(1)
+    cluster.down.add(2)
+    cluster.tick(3 * LIMITS.election_ticks)
+    assert leader.transfer() == 3
 
 
 # ---- leadership transfer -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mysqlraft.raft import Entry, HardState, RaftCore, Ready, Role
-from mysqlraft.raft.core import NOBODY
+from mysqlraft.raft.configuration import NOBODY
 from mysqlraft.raft.forward import Forwarder, Intake
 from mysqlraft.raft.log import RaftLog
 from mysqlraft.raft.messages import AppendRequest, AppendResponse, Forward, ForwardStatus, VoteRequest, VoteResponse
@@ -184,7 +184,7 @@ def every_append_truncates(patch: Any) -> None:
 def changes_before_the_leaders_first_commit(patch: Any) -> None:
     """Two changes at a time, without regard to what is committed."""
 
-    def propose_change(self: RaftCore, change: Any, server: Any, expected_index: int) -> int:
+    def propose_change(self: RaftCore, change: Any, server: Any, expected_index: int, force: bool = False) -> int:
         if not self.accepts_proposals or self._configuration is None:
             return 0
         from mysqlraft.raft import EntryKind
@@ -258,3 +258,41 @@ def nobody_steps_down_without_a_majority(patch: Any) -> None:
 
     patch(RaftCore, "_tick_leader", tick_leader)
     patch(RaftCore, "_hears_leader", lambda self: self.role is Role.LEADER)
+
+
+@bug
+def a_witness_keeps_the_leadership(patch: Any) -> None:
+    prefer_another = RaftCore._prefer_another
+    patch(RaftCore, "_prefer_another", lambda self: None if self.is_witness else prefer_another(self))
+
+
+@bug
+def priorities_make_no_difference(patch: Any) -> None:
+    prefer_another = RaftCore._prefer_another
+    patch(RaftCore, "_prefer_another", lambda self: prefer_another(self) if self.is_witness else None)
+
+
+@bug
+def equals_take_the_leadership_from_each_other(patch: Any) -> None:
+    def prefer_another(self: RaftCore) -> None:
+        others = [site for site in self._voters() if site != self.site and self.caught_up(site)]
+        chosen = max(others, key=self._fitness, default=NOBODY)
+        if self._preference.tick(chosen):
+            self._transfer_to(chosen, "why not")
+
+    patch(RaftCore, "_prefer_another", prefer_another)
+
+
+@bug
+def whoever_lags_is_promoted(patch: Any) -> None:
+    patch(RaftCore, "caught_up", lambda self, site: site in self.progress)
+
+
+@bug
+def the_configuration_index_is_not_compared(patch: Any) -> None:
+    propose_change = RaftCore.propose_change
+
+    def careless(self: RaftCore, change: Any, server: Any, expected_index: int, force: bool = False) -> int:
+        return propose_change(self, change, server, self.configuration_index, force)
+
+    patch(RaftCore, "propose_change", careless)

@@ -39,6 +39,10 @@ class Profile:
     """A disk write takes 0 to this long."""
     turn: int
     """A site looks at its output 0 to this long after an input, and so sees several inputs at once."""
+    witness: int
+    """Which voter has no server, 0 for none."""
+    priorities: tuple[int, ...]
+    """Of the sites, in order."""
     duration: int
 
 
@@ -51,6 +55,8 @@ class Schedule:
 def draw(seed: int) -> Schedule:
     """The schedule of a seed."""
     random = Random(seed)
+    special = Random(seed ^ 0xE1EC7)
+    """Draws what was added later: so the rest of an old seed's schedule stays what it was."""
     voters = random.choice((1, 2, 3, 3, 3, 3, 4, 5, 5))
     sites = voters + random.choice((0, 0, 0, 1))
     profile = Profile(
@@ -61,6 +67,8 @@ def draw(seed: int) -> Schedule:
         delay=random.choice((2, 5, 15, 40)),
         sync=random.choice((0, 3, 10, 40)),
         turn=random.choice((0, 0, 3)),
+        witness=special.choice((0, 0, voters)) if voters > 1 else 0,
+        priorities=tuple(special.choices((0, 0, 1, 5) if special.random() < 0.3 else (0,), k=sites)),
         duration=random.choice((60, 120, 200)) * TICK,
     )
     events: list[Event] = []
@@ -109,5 +117,24 @@ def draw(seed: int) -> Schedule:
     if sites > 2:
         for _ in range(random.choice((0, 0, 0, 2, 6))):
             events.append(Event(at(), "change", random.choice(ids), 0, random.randrange(3)))
+        for _ in range(special.choice((0, 0, 2, 6))):
+            start = special.randrange(profile.duration)
+            events.append(Event(start, "set", special.choice(ids), 0, special.randrange(8)))
+        for _ in range(special.choice((0, 0, 2, 6))):
+            # Decided on what is known now, asked for a while later.
+            wait = special.randrange(1, 20 * TICK)
+            start = special.randrange(profile.duration)
+            events.append(Event(start, "late-change", special.choice(ids), wait, special.randrange(3)))
+            events.append(Event(start + special.randrange(wait), "change", special.choice(ids), 0, 1))
+        for _ in range(special.choice((0, 0, 0, 2, 4))):
+            # A site that lags: it hears nothing of what is proposed meanwhile, and is to be promoted at once.
+            start, site = special.randrange(profile.duration), special.choice(ids)
+            events.append(Event(start, "demote", site, 0, 0))
+            events.append(Event(start + TICK, "isolate", site, 0, 0))
+            for wait in range(25):
+                events.append(Event(start + (2 + wait) * TICK, "propose-leader", 0, 0, 2))
+            events.append(Event(start + 28 * TICK, "heal", 0, 0, 0))
+            for wait in range(6):
+                events.append(Event(start + 28 * TICK + wait, "promote", site, 0, 0))
     events.sort()
     return Schedule(profile, tuple(events))

@@ -25,7 +25,7 @@ from mysqlraft.raft import (
     bootstrap,
 )
 from mysqlraft.raft.messages import Message
-from tests.simulation.checks import Checks, Violation
+from tests.simulation.checks import Checks, Violation, durable_chain
 from tests.simulation.schedule import TICK, Event, Schedule
 
 LIMITS = Limits(
@@ -35,11 +35,14 @@ LIMITS = Limits(
     probe_bytes=300,
     window_bytes=4000,
     watchdog_ticks=30,
+    preference_ticks=30,
     cache_bytes=4000,
 )
 CALM_TICKS = 600
 """Within this long after the last fault everything has to be settled."""
 TRACE_LENGTH = 400
+QUIET_TICKS = 100
+"""For so long, once all is settled, nobody else may take over where priorities differ."""
 
 
 class Site:
@@ -57,6 +60,8 @@ class Site:
         """The greatest commit index seen in this incarnation."""
         self.led = 0
         """The term that it led when it was last looked at, 0 if it did not lead."""
+        self.recent_last: deque[int] = deque(maxlen=2 * LIMITS.election_ticks)
+        """While it leads: the last index of its log at each of its last ticks."""
         self.session = 1
         self.sequence = 0
         self.period = world.random.choice((8, 9, 10, 10, 10, 11, 12))
@@ -176,7 +181,14 @@ class World:
         self.trace: deque[tuple[object, ...]] = deque(maxlen=TRACE_LENGTH)
         profile = schedule.profile
         configuration = Configuration(
-            Server(site, f"site{site}", f"host{site}:1000", site <= profile.voters)
+            Server(
+                site,
+                f"site{site}",
+                f"host{site}:1000",
+                site <= profile.voters,
+                site == profile.witness,
+                profile.priorities[site - 1],
+            )
             for site in range(1, profile.sites + 1)
         )
         self.sites: dict[int, Site] = {}
@@ -206,6 +218,11 @@ class World:
             if self.time >= deadline:
                 raise Violation(f"liveness: not settled {CALM_TICKS} ticks after the last fault: {self._unsettled()}")
             self._run_until(self.time + 5 * TICK)
+        if any(self.schedule.profile.priorities) or self.schedule.profile.witness:
+            terms = {site.id: site.participant.core.term for site in self._members()}
+            self._run_until(self.time + QUIET_TICKS * TICK)
+            if terms != {site.id: site.participant.core.term for site in self._members()}:
+                raise Violation(f"flapping: the leadership moved after all was settled: {self._unsettled()}")
 
     def _run_until(self, end: int) -> None:
         heap = self._heap
@@ -218,6 +235,11 @@ class World:
         self.after(site.period, lambda: self._tick(site))
         if site.alive:
             site.participant.tick()
+            core = site.participant.core
+            if core.role is Role.LEADER and core.term == site.led:
+                site.recent_last.append(core.log.last_index)
+            else:
+                site.recent_last.clear()
             site.input_taken()
 
     # ---- the network ----------------------------------------------------------------------------------------------
@@ -305,8 +327,12 @@ class World:
         elif event.what == "read":
             site.participant.core.read_index(len(self.checks.committed))
             site.input_taken()
-        elif event.what == "change":
-            self._change(site.id, event.number)
+        elif event.what in ("change", "demote", "promote", "set"):
+            self._change(event)
+        elif event.what == "late-change":
+            for leader in self._leaders():
+                known = leader.participant.core.configuration_index
+                self.after(event.other, lambda known=known: self._change(event, known))  # type: ignore[misc]
 
     def _leaders(self) -> list[Site]:
         return [site for site in self.sites.values() if site.alive and site.participant.core.role is Role.LEADER]
@@ -319,24 +345,50 @@ class World:
                 continue
             leader.input_taken()
 
-    def _change(self, site: int, number: int) -> None:
-        for leader in self._leaders():
+    def _change(self, event: Event, known: int | None = None) -> None:
+        """`known`: the index of the configuration that whoever wishes this has seen, if it may be an old one."""
+        site, number = event.site, event.number
+        for leader in () if self.calm else self._leaders():
             core = leader.participant.core
             if core.configuration is None:
                 continue
             present = core.configuration.servers.get(site)
             if present is None:
                 change = Change.ADD_NONVOTER
+            elif event.what == "set":
+                change = Change.READDRESS if number < 3 else Change.PRIORITIZE
+            elif event.what in ("promote", "demote"):
+                change = Change(event.what)
             elif not present.voter:
                 change = Change.PROMOTE
             else:
                 change = Change.REMOVE if number == 0 else Change.DEMOTE
-            server = Server(site, f"site{site}", f"host{site}:1000")
+            witness = site == self.schedule.profile.witness
+            server = Server(site, f"site{site}", f"host{site}:{1000 + number}", witness=witness, priority=number)
+            latest = core.configuration_index
+            needed = self._to_catch_up(leader)
             try:
-                core.propose_change(change, server, core.configuration_index)
+                core.propose_change(change, server, latest if known is None else known)
             except (NotLeader, ConfigurationError):
                 continue
+            if known is not None and known != latest:
+                raise Violation(f"compare-and-set: site {core.site} took a change of {known}, but {latest} is in force")
+            held = durable_chain(self.sites[site].store, needed)
+            if change is Change.PROMOTE and held != core.log.entry(needed).chain:
+                raise Violation(f"catch-up: site {site} is promoted without entry {needed} on its disk")
             leader.input_taken()
+
+    @staticmethod
+    def _to_catch_up(leader: Site) -> int:
+        """What a member needs to have been caught up: at least what the leader's log held two election timeouts ago,
+        or what it began its term with."""
+        core = leader.participant.core
+        if len(leader.recent_last) == leader.recent_last.maxlen:
+            return leader.recent_last[0]
+        first = core.log.last_index
+        while core.log.term(first - 1) == core.term:
+            first -= 1
+        return first
 
     # ---- the end --------------------------------------------------------------------------------------------------
 
@@ -365,12 +417,22 @@ class World:
         last = {site.participant.core.log.last_index for site in members}
         commits = {site.participant.core.log.commit for site in members}
         leaders = {site.participant.core.leader for site in members}
+        configurations = {site.participant.core.configuration for site in members}
+        if len(leaders) != 1 or len(configurations) != 1 or self._outranked(leaders.pop(), configurations.pop()):
+            return False
         return (
             len(last) == 1
             and last == commits
-            and len(leaders) == 1
             and all(len(site.participant.forwarder) == 0 for site in members)
             and all(self.checks.sessions.last(site.id) == (site.session, site.sequence) for site in members)
+        )
+
+    @staticmethod
+    def _outranked(leader: int, configuration: Configuration | None) -> bool:
+        """Whether some voter should rather lead: a preferred one, or any if a witness leads."""
+        servers = configuration.servers if configuration is not None else {}
+        return leader in servers and any(
+            server.voter and server.rank > servers[leader].rank for server in servers.values()
         )
 
     def _unsettled(self) -> str:
