@@ -1,8 +1,14 @@
-"""A small HTTP/1.1 server for a few read-only pages on loopback.
+"""A small HTTP/1.1 server for a few pages and actions.
 
-One request a connection, GET and HEAD, no bodies. It does not trust its clients: a request has to arrive whole within
-`DEADLINE` seconds and `MAX_REQUEST` bytes, at most `MAX_CONNECTIONS` are open at once, and whatever is no request gets
-a 4xx answer and is closed. That is all it takes here, and 100 lines are easier to trust than a framework.
+One request a connection: GET and HEAD for pages, POST with a JSON object for actions. It does not trust its clients: a
+request has to arrive whole within `DEADLINE` seconds and `MAX_REQUEST` bytes, at most `MAX_CONNECTIONS` are open at
+once, and whatever is no request gets a 4xx answer and is closed. That is all it takes here, and it is easier to trust
+than a framework.
+
+A browser on the same machine can be made to send requests here by any page that it shows. It cannot do anything with
+them: an action takes only `application/json`, which a browser does not send elsewhere without asking first
+(a preflight, which gets 405), and nothing that comes with an `Origin`, which a browser sends with every POST, also to
+a name that was made to mean this machine. No answer allows another origin to read it.
 """
 
 from __future__ import annotations
@@ -10,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 MAX_REQUEST = 16 << 10
 MAX_CONNECTIONS = 64
+MAX_ACTIONS = 32
+"""Actions may take long. More than so many at once are refused, so that pages can still be had."""
 DEADLINE = 10.0
 
 
@@ -35,19 +43,34 @@ class Page:
         return cls(status, json.dumps(value, separators=(",", ":")) + "\n", "application/json")
 
 
+Action = Callable[[dict[str, Any]], Awaitable[Page]]
+"""Does what the JSON object says, and answers. It is cancelled if the client leaves."""
+
+
 class _BadRequest(Exception):
-    def __init__(self, status: HTTPStatus) -> None:
-        super().__init__(status.phrase)
+    def __init__(self, status: HTTPStatus, reason: str = "") -> None:
+        super().__init__(reason or status.phrase)
         self.status = status
 
 
-class HttpServer:
-    """Serves ``pages``: path -> what makes the page."""
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    """Without the query."""
+    headers: Mapping[str, str]
+    """By their names in lower case."""
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]]) -> None:
+
+class HttpServer:
+    """Serves ``pages``: path -> what makes the page; and ``actions``: path -> what does it."""
+
+    def __init__(self, pages: Mapping[str, Callable[[], Page]], actions: Mapping[str, Action] | None = None) -> None:
         self._pages = pages
+        self._actions = actions or {}
         self._server: asyncio.Server | None = None
         self._open = 0
+        self._acting = 0
 
     async def start(self, host: str, port: int) -> None:
         """Raises OSError if it cannot listen there."""
@@ -64,58 +87,101 @@ class HttpServer:
             await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._open >= MAX_CONNECTIONS:
+            writer.close()
+            return
         self._open += 1
         try:
-            if self._open <= MAX_CONNECTIONS:
+            answered = await self._answer(reader)
+            if answered is not None:
                 async with asyncio.timeout(DEADLINE):
-                    await self._answer(reader, writer)
+                    await _write(writer, *answered)
         except (TimeoutError, OSError):
             pass  # the client is too slow or gone: there is nobody to tell
         finally:
             self._open -= 1
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head_only = False
+    async def _answer(self, reader: asyncio.StreamReader) -> tuple[Page, str, bool] | None:
+        """(answer, methods that the path allows, whether only its head is wanted); None if nobody waits for one."""
+        head_only, allowed = False, "GET, HEAD"
         try:
-            method, path = _parse(await reader.readuntil(b"\r\n\r\n"))
-            head_only = method == "HEAD"
-            if method not in ("GET", "HEAD"):
-                raise _BadRequest(HTTPStatus.METHOD_NOT_ALLOWED)
-            if (make := self._pages.get(path)) is None:
+            async with asyncio.timeout(DEADLINE):
+                request = _parse(await reader.readuntil(b"\r\n\r\n"))
+                head_only = request.method == "HEAD"
+                if request.path in self._actions:
+                    allowed = "POST"
+                if request.method not in allowed.split(", "):
+                    raise _BadRequest(HTTPStatus.METHOD_NOT_ALLOWED)
+                wish = await _body(request, reader) if allowed == "POST" else {}
+            if allowed == "POST":
+                page = await self._act(self._actions[request.path], wish, reader)
+            elif (make := self._pages.get(request.path)) is None:
                 raise _BadRequest(HTTPStatus.NOT_FOUND)
-            page = make()
+            else:
+                page = make()
         except _BadRequest as error:
-            known = f"; there are {', '.join(self._pages)}" if error.status is HTTPStatus.NOT_FOUND else ""
-            page = Page(error.status, f"{error.status.phrase}{known}\n")
+            known = f"; there are {', '.join((*self._pages, *self._actions))}" if error.status == 404 else ""
+            page = Page(error.status, f"{error}{known}\n")
         except asyncio.LimitOverrunError:
             page = Page(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request is too long\n")
         except asyncio.IncompleteReadError as error:
             if not error.partial:
-                return
+                return None
             page = Page(HTTPStatus.BAD_REQUEST, "the request is not complete\n")
+        except (TimeoutError, ConnectionError):
+            raise
         except Exception:
             logger.exception("an admin page failed")
             page = Page(HTTPStatus.INTERNAL_SERVER_ERROR, "this page failed; the log says why\n")
-        content = page.content.encode()
-        head = (
-            f"HTTP/1.1 {page.status.value} {page.status.phrase}\r\n"
-            f"Content-Type: {page.content_type}\r\n"
-            f"Content-Length: {len(content)}\r\n"
-            "Cache-Control: no-store\r\n"
-            "X-Content-Type-Options: nosniff\r\n"
-            + ("Allow: GET, HEAD\r\n" if page.status is HTTPStatus.METHOD_NOT_ALLOWED else "")
-            + "Connection: close\r\n\r\n"
-        )
-        writer.write(head.encode("ascii") + (b"" if head_only else content))
-        await writer.drain()
+        return page, allowed, head_only
+
+    async def _act(self, action: Action, wish: dict[str, Any], reader: asyncio.StreamReader) -> Page:
+        """The action's answer. Raises ConnectionError if the client leaves before it is there."""
+        if self._acting >= MAX_ACTIONS:
+            raise _BadRequest(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_ACTIONS} requests are waiting already")
+        self._acting += 1
+        acting = asyncio.ensure_future(action(wish))
+        leaving = asyncio.ensure_future(_leaving(reader))
+        try:
+            await asyncio.wait([acting, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if not acting.done():
+                raise ConnectionError("the client has left")
+            return acting.result()
+        finally:
+            self._acting -= 1
+            acting.cancel()
+            leaving.cancel()
 
 
-def _parse(request: bytes) -> tuple[str, str]:
-    """(method, path without query)."""
-    line = request.partition(b"\r\n")[0]
+async def _leaving(reader: asyncio.StreamReader) -> None:
+    """Until the client's connection ends; whatever it says meanwhile is of no interest."""
     try:
-        method, target, version = line.decode("ascii").split(" ")
+        while await reader.read(MAX_REQUEST):
+            pass
+    except OSError:
+        return
+
+
+async def _write(writer: asyncio.StreamWriter, page: Page, allowed: str, head_only: bool) -> None:
+    content = page.content.encode()
+    head = (
+        f"HTTP/1.1 {page.status.value} {page.status.phrase}\r\n"
+        f"Content-Type: {page.content_type}\r\n"
+        f"Content-Length: {len(content)}\r\n"
+        "Cache-Control: no-store\r\n"
+        "X-Content-Type-Options: nosniff\r\n"
+        + (f"Allow: {allowed}\r\n" if page.status is HTTPStatus.METHOD_NOT_ALLOWED else "")
+        + "Connection: close\r\n\r\n"
+    )
+    writer.write(head.encode("ascii") + (b"" if head_only else content))
+    await writer.drain()
+
+
+def _parse(request: bytes) -> _Request:
+    first, *lines = request.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    try:
+        method, target, version = first.decode("ascii").split(" ")
     except ValueError:
         raise _BadRequest(HTTPStatus.BAD_REQUEST) from None
     if version not in ("HTTP/1.1", "HTTP/1.0"):
@@ -123,4 +189,31 @@ def _parse(request: bytes) -> tuple[str, str]:
         raise _BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED if known else HTTPStatus.BAD_REQUEST)
     if not target.startswith("/"):
         raise _BadRequest(HTTPStatus.BAD_REQUEST)
-    return method, target.partition("?")[0]
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.decode("latin-1").partition(":")
+        if not colon or name.lower() in headers:
+            raise _BadRequest(HTTPStatus.BAD_REQUEST)
+        headers[name.lower()] = value.strip()
+    return _Request(method, target.partition("?")[0], headers)
+
+
+async def _body(request: _Request, reader: asyncio.StreamReader) -> dict[str, Any]:
+    """The JSON object that an action was asked with. Raises _BadRequest."""
+    headers = request.headers
+    if "origin" in headers:
+        raise _BadRequest(HTTPStatus.FORBIDDEN, "this is not for browsers: a request with an Origin is refused")
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise _BadRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "only Content-Type: application/json is taken")
+    length = headers.get("content-length", "")
+    if not (length.isascii() and length.isdigit()):
+        raise _BadRequest(HTTPStatus.LENGTH_REQUIRED)
+    if int(length) > MAX_REQUEST:
+        raise _BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    try:
+        wish = json.loads(await reader.readexactly(int(length)) or b"{}")
+    except (ValueError, RecursionError):
+        raise _BadRequest(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+    if not isinstance(wish, dict):
+        raise _BadRequest(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
+    return wish

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import Any
 
 import pytest
 
@@ -25,11 +26,27 @@ PAGES = {
 }
 
 
+async def echo(wish: dict[str, Any]) -> Page:
+    return Page.json(wish)
+
+
+async def wait(wish: dict[str, Any]) -> Page:
+    waiting.append(asyncio.get_running_loop().create_future())
+    await waiting[-1]
+    return Page.json({})
+
+
+ACTIONS = {"/echo": echo, "/wait": wait}
+waiting: list[asyncio.Future[None]] = []
+"""One for each request that `wait` has got."""
+
+
 def serve(body: Callable[[Ask, int], Awaitable[None]]) -> None:
     """Runs ``body(ask, port)`` beside a server; ``ask`` sends bytes, ends its side, and returns the whole answer."""
 
     async def run() -> None:
-        server = HttpServer(PAGES)
+        waiting.clear()
+        server = HttpServer(PAGES, ACTIONS)
         await server.start("127.0.0.1", 0)
         assert server.port is not None
         port = server.port
@@ -69,10 +86,73 @@ def test_pages() -> None:
     serve(body)
 
 
+POST, JSON = b"POST /echo HTTP/1.1\r\n", b"Content-Type: application/json\r\n"
+
+
+def test_an_action_gets_what_was_sent_and_nobody_else_may_read_the_answer() -> None:
+    async def body(ask: Ask, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(POST + JSON + b"Content-Length: 12\r\n\r\n" + b'{"site": 3 }')
+        head, _, content = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"access-control" not in head.lower()
+        assert content == b'{"site":3}\n'
+        writer.close()
+
+    serve(body)
+
+
+def test_an_action_ends_when_its_client_leaves() -> None:
+    async def body(ask: Ask, port: int) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(POST.replace(b"/echo", b"/wait") + JSON + b"Content-Length: 2\r\n\r\n{}")
+        while not waiting:  # noqa: ASYNC110 - the body's deadline bounds it
+            await asyncio.sleep(0.001)
+        writer.close()
+        await asyncio.wait(waiting)
+        assert waiting[0].cancelled()
+
+    serve(body)
+
+
+def test_actions_that_wait_leave_room_for_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_ACTIONS", 2)
+
+    async def body(ask: Ask, port: int) -> None:
+        request = POST.replace(b"/echo", b"/wait") + JSON + b"Content-Length: 2\r\n\r\n{}"
+        clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for number, (_, writer) in enumerate(clients, 1):
+            writer.write(request)
+            while len(waiting) < min(number, 2):  # noqa: ASYNC110 - the body's deadline bounds it
+                await asyncio.sleep(0.001)
+        assert b"2 requests are waiting already" in await clients[2][0].read()
+        assert (await ask(b"GET /healthz HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        for future in waiting:
+            future.set_result(None)
+        for reader, writer in clients[:2]:
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+        clients[2][1].close()
+
+    serve(body)
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
         (b"POST /status HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", 405),
+        (b"GET /echo HTTP/1.1\r\n\r\n", 405),
+        (b"OPTIONS /echo HTTP/1.1\r\nOrigin: http://evil\r\nAccess-Control-Request-Method: POST\r\n\r\n", 405),
+        (POST + JSON + b"Origin: http://127.0.0.1:7451\r\nContent-Length: 2\r\n\r\n{}", 403),
+        (POST + b"Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", 415),
+        (POST + b"Content-Length: 2\r\n\r\n{}", 415),
+        (POST + JSON + b"\r\n{}", 411),
+        (POST + JSON + b"Content-Length: -2\r\n\r\n{}", 411),
+        (POST + JSON + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
+        (POST + JSON + b"Content-Length: 9\r\n\r\n{}", 400),
+        (POST + JSON + b"Content-Length: 2\r\n\r\n{]", 400),
+        (POST + JSON + b"Content-Length: 2\r\n\r\n[]", 400),
+        (POST + JSON + b"Content-Length: 100000\r\n\r\n{}", 413),
         (b"GET /absent HTTP/1.1\r\n\r\n", 404),
         (b"GET /../etc/passwd HTTP/1.1\r\n\r\n", 404),
         (b"GET http://elsewhere/status HTTP/1.1\r\n\r\n", 400),
