@@ -38,7 +38,7 @@ def main() -> None:
     installation = chosen(args)
     with tempfile.TemporaryDirectory(prefix="mysqlraft-commit-") as directory:
         bare = Server.create(installation, Path(directory) / "bare", server_id=100)
-        cluster = Cluster.create(installation, Path(directory), sites=3, links=False)
+        cluster = Cluster.create(installation, Path(directory), sites=3, links=False, tls=False)
         with bare, cluster:
             ours, peer = _measure(cluster, bare, args.rate, args.count)
     publish(

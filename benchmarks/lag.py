@@ -40,7 +40,7 @@ def main() -> None:
     ours: dict[int, list[float]] = {rate: [] for rate in RATES}
     peer: dict[int, list[float]] = {rate: [] for rate in RATES}
     with tempfile.TemporaryDirectory(prefix="mysqlraft-lag-") as directory, ExitStack() as stack:
-        cluster = Cluster.create(installation, Path(directory) / "ours", sites=SITES, links=False)
+        cluster = Cluster.create(installation, Path(directory) / "ours", sites=SITES, links=False, tls=False)
         stack.callback(cluster.close)
         star = [Server.create(installation, Path(directory) / f"star-{n}", server_id=n) for n in range(1, SITES + 1)]
         for server in star:

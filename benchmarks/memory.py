@@ -35,7 +35,7 @@ def main() -> None:
     installation = chosen(args)
     with (
         tempfile.TemporaryDirectory(prefix="mysqlraft-memory-") as directory,
-        Cluster.create(installation, Path(directory), sites=3, links=False) as cluster,
+        Cluster.create(installation, Path(directory), sites=3, links=False, tls=False) as cluster,
     ):
         time.sleep(_IDLE)
         idle = [sum(_daemon(site)) for site in cluster]

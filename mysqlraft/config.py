@@ -69,6 +69,24 @@ class AdminSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinkTlsSettings:
+    """The files are read at the start and at each SIGHUP."""
+
+    certificate: Path = key(
+        "PEM file of this site's certificate, and of those between it and `ca`, if any. It must name the site "
+        "(a DNS name or, without any, the common name), and be fit for servers and clients.",
+        keys.path,
+        reload=Reload.NOW,
+    )
+    key: Path = keys.key("PEM file of the certificate's key, not encrypted.", keys.path, reload=Reload.NOW)
+    ca: Path = keys.key(
+        "PEM file of the authorities that sign the sites' certificates, and nobody else's.",
+        keys.path,
+        reload=Reload.NOW,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
     ca: Path | None = key(
         "PEM file of the authority that signed the server's certificate; without it, the system's authorities.",
@@ -263,9 +281,12 @@ class Config:
         _addresses,
         default=None,
     )
+    tls: LinkTlsSettings | None = section(
+        "Mutual TLS between the sites; without this section `insecure` must be true.", LinkTlsSettings, default=None
+    )
     insecure: bool = key(
-        "Must be `true` if any site's address is not on loopback: the links between sites are not encrypted yet and "
-        "belong on a private network.",
+        "`true` in place of `tls`: the links between the sites are neither encrypted nor authenticated, and whoever "
+        "reaches `listen` can change every site's data. For one machine or a private network.",
         keys.boolean,
         default=False,
     )
@@ -343,13 +364,14 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
     for name in config.dial or ():
         if name not in names:
             found.append((f"dial.{name}", f"{name!r} is not allowed: one of {', '.join(names)}"))
-    far = next((site for site in sites if not site.address.loopback), None)
-    if far is not None and not config.insecure:
+    if config.tls is None and not config.insecure:
         reason = (
-            f"false is not allowed: {far.name} ({far.address}) is not on loopback, and the links between sites are "
-            "not encrypted yet; true says that they run through a private network"
+            "is missing: give certificate, key and ca (`mysqlraft certificates` makes them), or insecure: true if the "
+            "links between the sites need no encryption"
         )
-        found.append(("insecure", reason))
+        found.append(("tls", reason))
+    elif config.tls is not None and config.insecure:
+        found.append(("insecure", "true is not allowed together with tls: remove one of them"))
     ways = [way for way in ("password_file", "password_env", "password") if getattr(config.mysql, way) is not None]
     if len(ways) > 1:
         found.append((f"mysql.{ways[1]}", f"{' and '.join(ways)} together are not allowed: one of them"))

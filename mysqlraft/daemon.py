@@ -29,6 +29,8 @@ from mysqlraft.raft.core import Limits
 from mysqlraft.raft.leveldb_store import LevelDBStore
 from mysqlraft.raft.node import Node
 from mysqlraft.raft.store import StoreError, WrongDirectory
+from mysqlraft.raft.tls import Tls, TlsError
+from mysqlraft.raft.tls import load as load_tls
 from mysqlraft.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,17 @@ def open_store(settings: Config) -> tuple[LevelDBStore, bool]:
         raise StartError(f"data_dir: {error}", EXIT_STORAGE) from None
 
 
+def link_tls(settings: Config) -> Tls | None:
+    """What the links to the other sites are encrypted with. Raises ConfigError."""
+    files = settings.tls
+    if files is None:
+        return None
+    try:
+        return load_tls(files.certificate, files.key, files.ca, settings.site)
+    except TlsError as error:
+        raise ConfigError(f"tls.{error.item}: {error}") from None
+
+
 def run(settings: Config) -> int:
     """Runs the daemon until it is asked to stop; returns its exit status."""
     logs.configure(settings.log)
@@ -137,6 +150,10 @@ class Daemon:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings = self._config
+        try:
+            tls = link_tls(settings)
+        except ConfigError as error:
+            raise StartError(str(error), EXIT_CONFIGURATION) from None
         store, first = open_store(settings)
         stack.callback(store.close)
         if first:
@@ -157,6 +174,8 @@ class Daemon:
                 window_bytes=settings.raft.inflight_bytes,
             ),
             tick_seconds=settings.raft.tick_ms / 1000,
+            tls=tls,
+            names={site.id: site.name for site in settings.cluster.sites},
         )
         self._supervisor = Supervisor(settings, node)
         admin = admin_server(self._status, lambda: self._broken)
@@ -251,7 +270,9 @@ class Daemon:
         fixed = [path for path, allowed in changed.items() if allowed is Reload.RESTART]
         if fixed:
             raise ConfigError(*(f"{path} takes a restart of the daemon" for path in fixed))
+        tls = link_tls(new)
         self._config = new
+        self._node.transport.tls = tls
         logs.configure(new.log)
         logger.info("reloaded changed=%s", ",".join(changed) or "nothing")
         if Reload.REPLICA in changed.values() or self._supervisor.status["state"] == State.STOPPED:

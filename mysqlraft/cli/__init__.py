@@ -31,6 +31,7 @@ VERBS = {
     "conflicts": "mysqlraft.cli.conflicts",
     "bootstrap": "mysqlraft.cli.bootstrap",
     "config": "mysqlraft.cli.config",
+    "certificates": "mysqlraft.cli.certificates",
     "demo": "mysqlraft.cli.demo",
     "version": "mysqlraft.cli.version",
 }

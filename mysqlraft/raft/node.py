@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import queue
-import ssl
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mysqlraft.raft.log import LogDivergence
 from mysqlraft.raft.messages import Message
 from mysqlraft.raft.participant import Participant
 from mysqlraft.raft.store import Store, StoreError, Write
+from mysqlraft.raft.tls import Tls
 from mysqlraft.raft.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -88,16 +88,18 @@ class Node:
         limits: Limits | None = None,
         tick_seconds: float = 0.05,
         random: Random | None = None,
-        server_ssl: ssl.SSLContext | None = None,
-        client_ssl: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         """`addresses` ("host:port" by site) are used instead of those in the configuration: for a way around, and
-        for a site that joins and has no configuration yet."""
+        for a site that joins and has no configuration yet. So are `names`, where the configuration has none: with
+        `tls`, a site's certificate has to hold its name."""
         random = random or Random()
         self.site = site
         self._store = store
         self._listen = listen
         self._addresses = dict(addresses or {})
+        self._names = dict(names or {})
         self._tick_seconds = tick_seconds
         self._participant = Participant(site, store, random, limits)
         self._core = self._participant.core
@@ -108,8 +110,8 @@ class Node:
             on_reset=self._on_reset,
             known=self._knows,
             random=Random(random.getrandbits(64)),
-            server_ssl=server_ssl,
-            client_ssl=client_ssl,
+            tls=tls,
+            name_of=self._name_of,
         )
         self._peers_from: object = None
         self._pump_scheduled = False
@@ -347,6 +349,11 @@ class Node:
     def _knows(self, site: int) -> bool:
         configuration = self._core.configuration
         return configuration is None or site in configuration or site in self._addresses
+
+    def _name_of(self, site: int) -> str | None:
+        configuration = self._core.configuration
+        server = configuration.servers.get(site) if configuration is not None else None
+        return self._names.get(site) if server is None else server.name
 
     # ---- outputs --------------------------------------------------------------------------------------------------
 

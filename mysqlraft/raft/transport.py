@@ -11,6 +11,9 @@ never waits: a message goes into the connection's buffer, or nowhere if there is
 bound, or pings without an answer, end the connection. Raft is made for messages that get lost; it is only told when
 that may have happened (`on_reset`).
 
+With TLS (tls.py), that comes first. The dialler compares the site that it wants with the names in the certificate
+before it says a word; the other end does the same with the site that the handshake claims.
+
 Handshake: the dialler's first frame is [0, "mysqlraft", protocol version, cluster, its site, the site it wants,
 channel, its incarnation]. The answer is [0] or [0, reason of the refusal]. After that come frames of wire.py, and
 [100, number] ping, [101, number] pong, [102, status] gossip.
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
@@ -31,6 +34,7 @@ import msgpack
 
 from mysqlraft.raft import wire
 from mysqlraft.raft.messages import AppendRequest, Forward, Message
+from mysqlraft.raft.tls import Tls, names, shown_names
 from mysqlraft.raft.wire import LENGTH, ProtocolError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +46,10 @@ MAX_FRAME_BYTES = 128 * 1024 * 1024
 """No frame of a peer's is longer. One large entry has to fit."""
 MAX_HELLO_BYTES = 4096
 HANDSHAKE_SECONDS = 5.0
+TLS_HELLO = 0x160301
+"""How a TLS connection begins."""
+BACKLOG = 100
+"""Connections that may wait to be accepted."""
 MAX_STATUS_BYTES = 256 * 1024
 GOSSIP_SECONDS = 1.0
 BACKOFF_SECONDS = (0.05, 2.0)
@@ -75,8 +83,7 @@ class _Frames(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        address = transport.get_extra_info("peername")
-        self.peer_name = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+        self.peer_name = _shown(transport.get_extra_info("peername"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -102,6 +109,8 @@ class _Frames(asyncio.Protocol):
             while size - end >= LENGTH.size and not self.closed:
                 (length,) = LENGTH.unpack_from(view, end)
                 if length > self.max_frame:
+                    if length >> 8 == TLS_HELLO:
+                        raise ProtocolError("it speaks TLS, which this site does not: one has tls, the other insecure")
                     raise ProtocolError(f"frame of {length} bytes, at most {self.max_frame} are allowed")
                 start = end + LENGTH.size
                 if size - start < length:
@@ -117,6 +126,11 @@ class _Frames(asyncio.Protocol):
 
     def on_garbage(self, reason: str) -> None:
         logger.error("connection closed: garbage received peer=%s reason=%r", self.peer_name, reason)
+
+    @property
+    def certificate(self) -> Mapping[str, Any] | None:
+        """The peer's, verified; None without TLS."""
+        return self.transport.get_extra_info("peercert") if self.transport is not None else None
 
     def send(self, *fields: object) -> None:
         self.send_bodies([msgpack.packb(fields)])
@@ -135,6 +149,10 @@ class _Frames(asyncio.Protocol):
         self.closed = True
         if self.transport is not None:
             self.transport.close()
+
+
+def _shown(address: object) -> str:
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
 
 class _Incoming(_Frames):
@@ -179,7 +197,7 @@ class _Incoming(_Frames):
     def _greet(self, fields: list[Any]) -> None:
         if len(fields) < 3 or fields[:2] != [HELLO, MAGIC]:
             raise ProtocolError("the first frame is not a mysqlraft handshake")
-        reason = self._owner.refusal(fields)
+        reason = self._owner.refusal(fields) or self._owner.misnamed(fields[4], self.certificate)
         if reason is not None:
             logger.error("connection refused: %s peer=%s", reason, self.peer_name)
             self.send(HELLO, reason)
@@ -289,18 +307,21 @@ class _Link:
         connection: _Outgoing | None = None
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
+                tls = self._owner.tls
                 _, connection = await loop.create_connection(
-                    _Outgoing, host.strip("[]"), int(port), ssl=self._owner.client_ssl
+                    _Outgoing, host.strip("[]"), int(port), ssl=None if tls is None else tls.client
                 )
-                connection.send(*self._owner.hello(self.site, self.channel))
-                refused = await connection.greeted
+                refused = self._owner.misnamed(self.site, connection.certificate)
+                if refused is None:
+                    connection.send(*self._owner.hello(self.site, self.channel))
+                    refused = await connection.greeted
             if refused is None:
                 return connection, ""
             problem = refused
         except TimeoutError:
             problem = f"no answer within {HANDSHAKE_SECONDS:.0f} s"
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be one, a certificate that is not
-            problem = str(error)
+            problem = str(error) or "the connection was closed during the TLS handshake"
         finally:
             if connection is not None and not connection.accepted:
                 connection.abort()
@@ -337,57 +358,63 @@ class Transport:
         on_reset: Callable[[int], None],
         known: Callable[[int], bool],
         random: Random,
-        server_ssl: ssl.SSLContext | None = None,
-        client_ssl: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
+        name_of: Callable[[int], str | None] = lambda site: None,
     ) -> None:
         """`on_message` takes what arrives, `on_reset(site)` learns that what was sent there lately may be lost, and
-        `known(site)` tells whether a site is one to talk with."""
+        `known(site)` tells whether a site is one to talk with. With `tls`, `name_of(site)` is what its certificate
+        has to name."""
         self.site = site
         self.cluster = cluster
         self.on_message = on_message
         self.random = random
-        self.server_ssl = server_ssl
-        self.client_ssl = client_ssl
+        self.tls = tls
+        """May be replaced at any time: connections that are there go on, new ones take the new certificates. It
+        never becomes None, nor something after None."""
         self.incoming: set[_Incoming] = set()
         self._on_reset = on_reset
         self._known = known
+        self._name_of = name_of
         self._incarnation = random.getrandbits(63)
         self._links: dict[int, dict[Channel, _Link]] = {}
-        self._server: asyncio.Server | None = None
+        self._listening: list[socket.socket] = []
+        self._greeting: set[asyncio.Task[None]] = set()
         self._status = b""
         self._status_of: dict[int, tuple[bytes, float]] = {}
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, address: str) -> None:
         """Listen on "host:port". Raises OSError."""
         host, _, port = address.rpartition(":")
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: _Incoming(self), host.strip("[]") or None, int(port), ssl=self.server_ssl
+        found = await loop.getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        self._housekeeping = loop.create_task(self._keep_house(), name="transport")
+        for family, *_, where in dict.fromkeys(found):
+            listening = socket.create_server(where[:2], family=family, backlog=BACKLOG)
+            listening.setblocking(False)
+            self._listening.append(listening)
+        self._tasks = [loop.create_task(self._accept(listening), name="accept") for listening in self._listening]
+        self._tasks.append(loop.create_task(self._keep_house(), name="transport"))
 
     async def stop(self) -> None:
         tasks = [link.task for links in self._links.values() for link in links.values()]
-        if self._housekeeping is not None:
-            tasks.append(self._housekeeping)
+        tasks += [*self._tasks, *self._greeting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._links.clear()
-        if self._server is not None:
-            self._server.close()
+        for listening in self._listening:
+            listening.close()
         for connection in list(self.incoming):
             connection.abort()
-        if self._server is not None:
-            await self._server.wait_closed()
 
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        if self._server is None:
+        if not self._listening:
             raise RuntimeError("the transport is not started")
-        port: int = self._server.sockets[0].getsockname()[1]
+        port: int = self._listening[0].getsockname()[1]
         return port
 
     def set_peers(self, addresses: Mapping[int, str]) -> None:
@@ -464,6 +491,17 @@ class Transport:
             return f"site {sender} is not a member of the cluster as site {self.site} knows it"
         return None
 
+    def misnamed(self, site: int, certificate: Mapping[str, Any] | None) -> str | None:
+        """Why a peer with this certificate is not `site`, None if it is (or there is no TLS)."""
+        if self.tls is None:
+            return None
+        name = self._name_of(site)
+        if name is None:
+            return f"the name of site {site}, which its certificate has to hold, is not known at site {self.site}"
+        if certificate is None or name not in names(certificate):
+            return f"the certificate shown is not that of site {site}, {name}, but of {shown_names(certificate or {})}"
+        return None
+
     def heard_status(self, site: int, status: bytes) -> None:
         self._status_of[site] = (status, time.monotonic())
 
@@ -478,6 +516,35 @@ class Transport:
             if bulk is not None:
                 bulk.abort()
         self._on_reset(link.site)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        """Accepts by hand: an asyncio server would keep the certificates that it began with for ever, and say nothing
+        of handshakes that fail."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listening)
+            except OSError as error:  # too many open files, or a connection that ended before we looked
+                logger.warning("a connection cannot be accepted reason=%r", str(error))
+                await asyncio.sleep(BACKOFF_SECONDS[0])
+                continue
+            greeting = loop.create_task(self._greet(accepted, address), name="greeting")
+            self._greeting.add(greeting)
+            greeting.add_done_callback(self._greeting.discard)
+
+    async def _greet(self, accepted: socket.socket, address: object) -> None:
+        tls = self.tls
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: _Incoming(self), accepted, ssl=None if tls is None else tls.server
+                )
+        except TimeoutError:
+            logger.error(
+                "connection refused: no TLS handshake within %.0f s peer=%s", HANDSHAKE_SECONDS, _shown(address)
+            )
+        except OSError as error:
+            logger.error("connection refused: no TLS handshake peer=%s reason=%r", _shown(address), str(error))
 
     async def _keep_house(self) -> None:
         """Gossip, and close incoming connections whose other end has vanished."""

@@ -30,7 +30,7 @@ import yaml
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
-from mysqlraft import config
+from mysqlraft import certificates, config
 from mysqlraft.admin.status import State, own, unready
 from mysqlraft.mysql.preflight_grants import grant_statements
 from mysqlraft.sandbox.links import Links, child_environment
@@ -202,6 +202,7 @@ class Cluster:
         sites: int,
         rtt: float = 0.0,
         links: bool = True,
+        tls: bool = True,
         settings: dict[str, Any] | None = None,
     ) -> Self:
         """Makes servers, configurations and relays in `directory`. Starts the relays only.
@@ -210,6 +211,7 @@ class Cluster:
             sites: how many, 1 to 15.
             rtt: round-trip time between any two sites, in seconds.
             links: without, the daemons reach each other directly, and no link can be cut.
+            tls: without, the daemons' links are not encrypted.
             settings: more for every site's configuration file, by section.
         """
         made: list[ClusterSite] = []
@@ -221,8 +223,11 @@ class Cluster:
                 cluster._sites[number] = made[-1]
             if relays is not None:
                 relays.start({site.number: (LOOPBACK, site.listen.port) for site in made}, rtt / 2)
+            keys = directory / "certificates" if tls else None
+            if keys is not None:
+                certificates.make(keys, CLUSTER, [site.name for site in made])
             for site in made:
-                _write_configuration(site, made, relays, rtt, settings or {})
+                _write_configuration(site, made, relays, rtt, keys, settings or {})
         except BaseException:
             cluster.close()
             raise
@@ -442,7 +447,12 @@ def _make_site(installation: Installation, directory: Path, number: int, sites: 
 
 
 def _write_configuration(
-    site: ClusterSite, sites: Sequence[ClusterSite], links: Links | None, rtt: float, settings: dict[str, Any]
+    site: ClusterSite,
+    sites: Sequence[ClusterSite],
+    links: Links | None,
+    rtt: float,
+    keys: Path | None,
+    settings: dict[str, Any],
 ) -> None:
     """The site's YAML file. Every file has the same cluster section; `dial` leads through the site's own relays."""
     configuration: dict[str, Any] = {
@@ -455,6 +465,7 @@ def _write_configuration(
         },
         "site": site.name,
         "data_dir": str(site.daemon.data_dir),
+        **({"insecure": True} if keys is None else {"tls": certificates.settings(keys, site.name)}),
         "admin": {"listen": f"{LOOPBACK}:{site.admin.port}"},
         "mysql": {"socket": str(site.server.socket), "user": _ACCOUNT, "password": site.server.password},
     }

@@ -23,6 +23,7 @@ cluster:
     - {{id: 3, name: lima, address: "127.0.0.1:7470", voter: false}}
 site: {site}
 data_dir: data
+insecure: true
 mysql: {{user: root}}
 {more}
 """

@@ -21,6 +21,7 @@ cluster:
     - {{id: 2, name: oslo, address: "127.0.0.1:7460"}}
 site: tokyo
 data_dir: {directory}/log
+insecure: true
 admin: {{listen: "127.0.0.1:{admin}"}}
 mysql: {{{mysql}}}
 replicate: {{include: ["shop.*"]}}
@@ -200,3 +201,21 @@ def test_conflicts_asked_for_wrongly(arguments: list[str], tmp_path: Path) -> No
     with pytest.raises(SystemExit) as end:
         main(["conflicts", "--config", write(tmp_path), *arguments])
     assert end.value.code == 2
+
+
+def test_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["certificates", "--config", write(tmp_path), "--dir", str(tmp_path / "made")]
+    assert main(command) == 0
+    made = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert made == ["ca.pem", "tokyo.pem", "oslo.pem"]
+    assert main(command) == 0
+    assert "holds certificates for all 2 sites already" in capsys.readouterr().out
+    assert main([*command, "--renew", "--days", "30"]) == 0
+    assert "oslo.pem" in capsys.readouterr().out
+    (tmp_path / "made" / "ca.key").write_text("lost")
+    assert main([*command, "--renew"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"mysqlraft: {tmp_path}/made: ")
+    assert error.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main([*command, "--days", "0"])

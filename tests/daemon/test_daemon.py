@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mysqlraft import certificates
 from mysqlraft.admin.status import own
 from mysqlraft.daemon import EXIT_ADDRESS, EXIT_CONFIGURATION
 from mysqlraft.sandbox.cluster import Cluster, ClusterSite
@@ -290,6 +291,7 @@ def settings(directory: Path, **changes: Any) -> Path:
         "cluster": {"id": "test", "sites": [{"id": 1, "name": "tokyo", "address": f"127.0.0.1:{_free()}"}]},
         "site": "tokyo",
         "data_dir": str(directory / "log"),
+        "insecure": True,
         "admin": {"listen": f"127.0.0.1:{_free()}"},
         "mysql": {"socket": str(directory / "absent.sock"), "user": "root"},
         **changes,
@@ -366,6 +368,47 @@ def test_a_second_daemon_in_the_same_directory(tmp_path: Path) -> None:
 
 def test_a_wrong_configuration(tmp_path: Path) -> None:
     assert ended(settings(tmp_path, nonsense=1))[0] == EXIT_CONFIGURATION
+
+
+def secured(directory: Path, **changes: Any) -> Path:
+    made = directory / "certificates"
+    certificates.make(made, "test", ["tokyo", "oslo"])
+    return settings(directory, insecure=False, tls=certificates.settings(made, "tokyo") | changes)
+
+
+def test_certificates_that_will_not_do(tmp_path: Path) -> None:
+    status, errors = ended(secured(tmp_path, certificate=str(tmp_path / "certificates" / "oslo.pem")))
+    assert status == EXIT_CONFIGURATION
+    assert "tls.key: " in errors
+    status, errors = ended(secured(tmp_path, ca=str(tmp_path / "absent.pem")))
+    assert status == EXIT_CONFIGURATION
+    assert "tls.ca: " in errors
+    status, errors = ended(settings(tmp_path, insecure=False))
+    assert status == EXIT_CONFIGURATION
+    assert "tls: is missing" in errors
+
+
+def test_certificates_are_read_again_at_sighup(tmp_path: Path) -> None:
+    path = secured(tmp_path)
+    certificate, key = (Path(yaml.safe_load(path.read_text())["tls"][file]) for file in ("certificate", "key"))
+    with running(path) as daemon:
+        assert daemon.stderr is not None
+        lines = daemon.stderr
+
+        def told(text: str) -> None:
+            daemon.send_signal(signal.SIGHUP)
+            assert any(text in line for line in lines)
+
+        assert any("replication state=" in line for line in lines)
+        told("reloaded changed=nothing")
+        before = key.read_bytes()
+        key.write_text("not a key")
+        told(f"reload refused, nothing changed: tls.certificate: {certificate} and {key} are not")
+        key.write_bytes(before)
+        certificates.make(certificate.parent, "test", ["tokyo"], renew=True)
+        told("reloaded changed=nothing")
+        daemon.terminate()
+        assert daemon.wait(20) == 0
 
 
 def test_the_service_manager_is_told(tmp_path: Path) -> None:

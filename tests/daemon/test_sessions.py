@@ -29,6 +29,7 @@ cluster:
     - {id: 2, name: oslo, address: "127.0.0.1:7460"}
 site: tokyo
 data_dir: data
+insecure: true
 mysql: {user: root}
 """,
     Path("test.yaml"),

@@ -46,14 +46,18 @@ def sources(service: dict[str, Any]) -> dict[str, str]:
 
 
 def test_six_sites(compose: dict[str, Any]) -> None:
-    services = compose["services"]
+    services = dict(compose["services"])
+    once = services.pop("certificates")
+    assert once["command"][0] == "certificates"
     assert set(services) == {*SITES, *(f"mysql-{site}" for site in SITES)}
     for service in services.values():
         assert service["healthcheck"]["test"]
         assert service["restart"] == "unless-stopped"
     volumes = [source for service in services.values() for source in sources(service).values() if "/" not in source]
-    assert len(set(volumes)) == len(volumes) == 12
-    assert len(compose["volumes"]) == 12
+    assert [volumes.count(shared) for shared in set(volumes) if volumes.count(shared) > 1] == [len(SITES)]
+    assert set(compose["volumes"]) == set(volumes)
+    assert sources(once)["/var/lib/mysqlraft"] == sources(services["tokyo"])["/etc/mysqlraft/certificates"]
+    assert len(compose["volumes"]) == 13
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -78,8 +82,12 @@ def test_site(compose: dict[str, Any], site: str) -> None:
     # A server is seen by its own site only; the daemons meet elsewhere.
     assert set(server["networks"]) == {site}
     assert set(daemon["networks"]) == {site, "wan"}
-    assert daemon["depends_on"] == {f"mysql-{site}": daemon["depends_on"][f"mysql-{site}"]}
-    assert daemon["depends_on"][f"mysql-{site}"]["condition"] == "service_healthy"
+    waits = {on: how["condition"] for on, how in daemon["depends_on"].items()}
+    assert waits == {f"mysql-{site}": "service_healthy", "certificates": "service_completed_successfully"}
+    assert settings.tls is not None
+    for file, name in ((settings.tls.certificate, f"{site}.pem"), (settings.tls.key, f"{site}.key")):
+        assert file == Path("/etc/mysqlraft/certificates", name), "as `mysqlraft certificates` names them"
+    assert "/etc/mysqlraft/certificates" in mounted
     for target in ("/etc/mysql/conf.d/mysqlraft.cnf", "/docker-entrypoint-initdb.d/mysqlraft.sh"):
         assert Path(sources(server)[target]).is_file()
 

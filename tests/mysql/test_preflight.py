@@ -27,6 +27,7 @@ cluster:
     - {id: 3, name: lima, address: "127.0.0.1:7470"}
 site: oslo
 data_dir: data
+insecure: true
 mysql: {user: root}
 """
 
