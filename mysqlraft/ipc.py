@@ -1,20 +1,24 @@
-"""What the two processes of a daemon say to each other, over one socketpair.
+"""What the two processes of a daemon say to each other, over two socketpairs.
 
-A frame is a big-endian u32 length and that many bytes of msgpack: an array of a `Say` and its fields.
+Each is a stream of msgpack arrays: a `Say` and its fields.
 
-    consensus -> replica                          replica -> consensus
-    START    path, text, last session             WANT     first index, credit in bytes
-    ENTRIES  commit index, [entry, ...]           CREDIT   bytes more
-    HELD     session, sequence                    PROPOSE  session, sequence, payload
-    FETCHED  request, [entry, ...], error         FETCH    request, first index, last index
-    STOP                                          STATUS   {...}
+    control: consensus -> replica                 replica -> consensus
+    START    path, text, last session             PROPOSE  session, sequence, payload
+    HELD     session, sequence                    STATUS   {...}
+    STOP
 
-Committed entries are pushed as they come, never asked for one by one: the replica gives credit, an entry's payload
-uses it up, and what has been taken by apply becomes credit again. Proposals go the other way without an answer; HELD
-says up to which one they are committed, which is what bounds the bytes outstanding. Both ends always read,
-and everything that can queue is bounded by credit and window, so neither can block the other.
+    log: consensus -> replica                     replica -> consensus
+    ENTRIES  [entry, ...]                         WANT     first index, credit in bytes
+    FETCHED  [entry, ...], error                  CREDIT   bytes more
+                                                  FETCH    first index, last index
 
-The end of the stream is the end of the other process. The replica then exits at once: its server keeps what it
+The log has a stream of its own because apply reads it itself: an entry goes from one process into the thread that
+applies it without waking any other. Entries are pushed as they are committed, never asked for one by one: the replica
+gives credit, an entry's payload uses it up, and what apply has taken becomes credit again. Proposals go the other way
+without an answer; HELD says up to which one they are committed, which is what bounds the bytes outstanding. Both ends
+always read, and everything that can queue is bounded by credit and window, so neither can block the other.
+
+The end of a stream is the end of the other process. The replica then exits at once: its server keeps what it
 committed, and everything else is in the log.
 """
 
@@ -22,9 +26,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import queue
+import select
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -33,29 +36,32 @@ from typing import Any, NamedTuple, cast
 
 import msgpack
 
-MAX_FRAME = 256 << 20
-"""Bytes. Far above any entry; a longer frame means that the two processes do not speak the same language."""
+MAX_MESSAGE = 256 << 20
+"""Bytes. Far above any entry; a longer message means that the two processes do not speak the same language."""
 
 CREDIT = 8 << 20
 """Bytes of committed entries that may wait in the replica for apply to take them."""
+_CREDIT_STEP = CREDIT // 8
+"""Credit is given back in steps of so many bytes at least: a message for each entry would wake consensus for each."""
 
 EXIT_STOPPED = 10
 """The replica's exit status when what went wrong would go wrong again: somebody has to mend it first."""
 
-_LENGTH = struct.Struct(">I")
+_READ = 1 << 18
+_MILLISECONDS = 1000
 
 
 class Say(IntEnum):
     START = 0
-    ENTRIES = 1
-    HELD = 2
-    FETCHED = 3
-    STOP = 4
-    WANT = 16
-    CREDIT = 17
-    PROPOSE = 18
-    FETCH = 19
-    STATUS = 20
+    HELD = 1
+    STOP = 2
+    PROPOSE = 3
+    STATUS = 4
+    ENTRIES = 16
+    FETCHED = 17
+    WANT = 18
+    CREDIT = 19
+    FETCH = 20
 
 
 class LogEntry(NamedTuple):
@@ -69,31 +75,41 @@ class LogEntry(NamedTuple):
 
 
 class LinkError(Exception):
-    """A frame that is none, or an answer that says why there is no other."""
+    """What is no message, or an answer that says why there is no other."""
 
 
 class SessionOver(Exception):
     """A proposal of a session that may not propose any more: its capture has to end."""
 
 
-def frame(*message: Any) -> bytes:
-    packed: bytes = msgpack.packb(message)
-    return _LENGTH.pack(len(packed)) + packed
+class _Messages:
+    """The messages in a stream of bytes."""
+
+    def __init__(self) -> None:
+        self._unpacker = msgpack.Unpacker(max_buffer_size=MAX_MESSAGE, strict_map_key=False)
+
+    def feed(self, data: bytes) -> Iterator[list[Any]]:
+        """The messages that `data` completes. Raises LinkError."""
+        try:
+            self._unpacker.feed(data)
+            yield from self._unpacker
+        except (ValueError, msgpack.UnpackException) as error:
+            raise LinkError(f"the other process of this daemon sent no message: {error!r}") from error
 
 
 class Channel(asyncio.Protocol):
-    """The consensus process's end: calls ``received(message)`` for each frame and ``closed()`` at the end."""
+    """The consensus process's end of a stream: calls ``received(message)`` for each, and ``closed()`` at the end."""
 
     def __init__(self, received: Callable[[list[Any]], None], closed: Callable[[], None]) -> None:
         self._received = received
         self._closed = closed
-        self._buffer = bytearray()
+        self._messages = _Messages()
         self._transport: asyncio.Transport | None = None
 
     def say(self, *message: Any) -> None:
         """Sends a message; does nothing once the channel is closed."""
         if self._transport is not None:
-            self._transport.write(frame(*message))
+            self._transport.write(msgpack.packb(message))
 
     def close(self) -> None:
         if self._transport is not None:
@@ -103,21 +119,8 @@ class Channel(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
 
     def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
-        at = 0
-        while len(buffer) - at >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, at)
-            if length > MAX_FRAME:
-                raise LinkError(f"the replica process sent a frame of {length} bytes")
-            if len(buffer) - at - _LENGTH.size < length:
-                break
-            at += _LENGTH.size
-            with memoryview(buffer) as view:
-                message = msgpack.unpackb(view[at : at + length], strict_map_key=False)
-            at += length
+        for message in self._messages.feed(data):
             self._received(message)
-        del buffer[:at]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -125,7 +128,7 @@ class Channel(asyncio.Protocol):
 
 
 class Link:
-    """The replica process's end, for threads that block.
+    """The replica process's end of the control stream, for threads that block.
 
     Made first of all in the process: `read_start` takes the first message, then `start` the rest. `stopping` is set
     when consensus asks for an orderly end.
@@ -135,24 +138,21 @@ class Link:
         """``end`` is called, in whatever thread notices, when consensus is gone; if not given, it ends the process."""
         self._socket = sock
         self._end = end or _exit
-        self._stream = sock.makefile("rb", buffering=1 << 18)
+        self._messages = self._read()
         self._sending = threading.Lock()
-        self._entries: queue.SimpleQueue[list[LogEntry]] = queue.SimpleQueue()
         self._window = threading.Condition()
         self._outstanding: deque[tuple[int, int, int]] = deque()  # (session, sequence, bytes), in order
         self._outstanding_bytes = 0
         self._session: int | None = None
-        self._fetching = threading.Lock()
-        self._fetched: queue.SimpleQueue[tuple[list[LogEntry], str | None]] = queue.SimpleQueue()
-        self._requests = 0
         self.window_bytes = 16 << 20
-        self.commit_index = 0
         self.stopping = threading.Event()
 
     def read_start(self) -> tuple[str, str, int]:
         """(path, text) of the configuration, and the last session that an earlier replica process of this daemon
         proposed in; call it once, before `start`. Raises EOFError when consensus is gone already."""
-        message = self._read()
+        message = next(self._messages, None)
+        if message is None:
+            raise EOFError
         if message[0] != Say.START:
             raise LinkError(f"expected START, not message {message[0]}")
         return message[1], message[2], message[3]
@@ -161,50 +161,6 @@ class Link:
         """Reads on in a thread of its own; ``on_stop`` is called in it when `stopping` is set."""
         self._on_stop = on_stop
         threading.Thread(target=self._serve, name="link", daemon=True).start()
-
-    # Committed entries.
-
-    def want(self, first: int) -> None:
-        """Asks for all committed entries from index ``first`` on, once and for all."""
-        self._say(Say.WANT, first, CREDIT)
-
-    def take(self, timeout: float | None = None) -> list[LogEntry]:
-        """The next entries, or none after ``timeout`` seconds."""
-        try:
-            entries = self._entries.get(timeout=timeout)
-        except queue.Empty:
-            return []
-        self._say(Say.CREDIT, sum(len(entry.payload) for entry in entries))
-        return entries
-
-    def fetch(self, first: int, last: int) -> Iterator[LogEntry]:
-        """Reads committed entries from ``first`` to ``last`` again, a bounded chunk at a time.
-
-        Waits until they are committed, if they are not yet known to be.
-
-        Raises:
-            LinkError: the log does not hold them any more, or consensus asks for an end.
-        """
-        while first <= last:
-            with self._fetching:
-                self._requests += 1
-                self._say(Say.FETCH, self._requests, first, last)
-                entries, error = self._answer()
-            if error is not None:
-                raise LinkError(error)
-            yield from entries
-            first = entries[-1].index + 1
-
-    def _answer(self) -> tuple[list[LogEntry], str | None]:
-        """The answer to a FETCH. It may take as long as it takes to find a leader: only an end is not waited for."""
-        while True:
-            try:
-                return self._fetched.get(timeout=0.5)
-            except queue.Empty:
-                if self.stopping.is_set():
-                    raise LinkError("asked to stop") from None
-
-    # Proposals.
 
     def open_session(self, session: int | None) -> None:
         """Only this session may propose from now on (None: no one); what others still have outstanding is forgotten."""
@@ -237,46 +193,35 @@ class Link:
         """Tells consensus how the replica is."""
         self._say(Say.STATUS, status)
 
-    # The wire.
-
     def _say(self, *message: Any) -> None:
-        data = frame(*message)
+        data = msgpack.packb(message)
         try:
             with self._sending:
                 self._socket.sendall(data)
         except OSError:
             self._end()
 
-    def _read(self) -> list[Any]:
-        """The next message. Raises EOFError when consensus is gone."""
-        try:
-            head = self._stream.read(_LENGTH.size)
-            (length,) = _LENGTH.unpack(head) if len(head) == _LENGTH.size else (0,)
-            body = self._stream.read(length)
-        except OSError as error:
-            raise EOFError from error
-        if not length or len(body) < length:
-            raise EOFError
-        message: list[Any] = msgpack.unpackb(body, strict_map_key=False)
-        return message
+    def _read(self) -> Iterator[list[Any]]:
+        """The messages, until consensus is gone."""
+        messages = _Messages()
+        while True:
+            try:
+                data = self._socket.recv(_READ)
+            except OSError:
+                return
+            if not data:
+                return
+            yield from messages.feed(data)
 
     def _serve(self) -> None:
-        try:
-            while True:
-                self._received(self._read())
-        except EOFError:
-            self._end()
+        for message in self._messages:
+            self._received(message)
+        self._end()
 
     def _received(self, message: list[Any]) -> None:
         say = message[0]
-        if say == Say.ENTRIES:
-            self.commit_index = message[1]
-            if message[2]:
-                self._entries.put([LogEntry(*entry) for entry in message[2]])
-        elif say == Say.HELD:
+        if say == Say.HELD:
             self._held(message[1], message[2])
-        elif say == Say.FETCHED:
-            self._fetched.put(([LogEntry(*entry) for entry in message[2]], message[3]))
         elif say == Say.STOP:
             self.stopping.set()
             self._on_stop()
@@ -288,6 +233,87 @@ class Link:
             while self._outstanding and self._outstanding[0][:2] <= (session, sequence):
                 self._outstanding_bytes -= self._outstanding.popleft()[2]
             self._window.notify_all()
+
+
+class LogReader:
+    """The replica process's end of the log stream: `mysqlraft.replication.apply.CommittedLog`, for one thread."""
+
+    def __init__(self, sock: socket.socket, stopping: threading.Event, end: Callable[[], None] | None = None) -> None:
+        """``stopping``: an answer to `fetch` is not waited for any more once it is set. ``end``: as of `Link`."""
+        self._socket = sock
+        self._stopping = stopping
+        self._end = end or _exit
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._messages = _Messages()
+        self._entries: list[LogEntry] = []
+        self._fetched: tuple[list[LogEntry], str | None] | None = None
+        self._taken_bytes = 0
+
+    def want(self, first: int) -> None:
+        """Asks for all committed entries from index ``first`` on, once and for all."""
+        self._say(Say.WANT, first, CREDIT)
+
+    def take(self, timeout: float | None = None) -> list[LogEntry]:
+        """The next entries, or none after ``timeout`` seconds."""
+        while not self._entries and self._receive(timeout):
+            pass
+        entries, self._entries = self._entries, []
+        self._taken_bytes += sum([len(entry.payload) for entry in entries])
+        if self._taken_bytes >= _CREDIT_STEP:
+            self._say(Say.CREDIT, self._taken_bytes)
+            self._taken_bytes = 0
+        return entries
+
+    def fetch(self, first: int, last: int) -> Iterator[LogEntry]:
+        """Reads committed entries from ``first`` to ``last`` again, a bounded chunk at a time.
+
+        Waits until they are committed, if they are not yet known to be.
+
+        Raises:
+            LinkError: the log does not hold them any more, or consensus asks for an end.
+        """
+        while first <= last:
+            self._say(Say.FETCH, first, last)
+            entries, error = self._answer()
+            if error is not None:
+                raise LinkError(error)
+            yield from entries
+            first = entries[-1].index + 1
+
+    def _answer(self) -> tuple[list[LogEntry], str | None]:
+        """The answer to a FETCH. It may take as long as it takes to find a leader: only an end is not waited for."""
+        while (answer := self._fetched) is None:
+            if not self._receive(0.5) and self._stopping.is_set():
+                raise LinkError("asked to stop")
+        self._fetched = None
+        return answer
+
+    def _say(self, *message: Any) -> None:
+        try:
+            self._socket.sendall(msgpack.packb(message))
+        except OSError:
+            self._end()
+
+    def _receive(self, timeout: float | None) -> bool:
+        """Takes in what has arrived; False if nothing has, within ``timeout`` seconds."""
+        if timeout != 0 and not self._poll.poll(None if timeout is None else timeout * _MILLISECONDS):
+            return False
+        try:
+            data = self._socket.recv(_READ, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._end()
+            return False
+        for message in self._messages.feed(data):
+            if message[0] == Say.ENTRIES:
+                self._entries += [LogEntry(*entry) for entry in message[1]]
+            else:
+                self._fetched = [LogEntry(*entry) for entry in message[1]], message[2]
+        return True
 
 
 def _exit() -> None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mysqlraft.admin.status import State
@@ -33,7 +34,11 @@ STOP_SECONDS = 8.0
 """How long a replica may take to finish what it does when it is asked to stop."""
 
 BATCH_BYTES = 1 << 20
-"""Entries sent in one frame, and read from the log in one go."""
+"""Entries sent in one message, and read from the log in one go."""
+
+HOLD_SECONDS = 0.02
+"""A replica hears at most so late that its proposals are committed. It only counts them: a message for each would cost
+more than it is worth."""
 
 
 class Supervisor:
@@ -118,30 +123,34 @@ class Supervisor:
 
     async def _one(self) -> int:
         """One life of the replica process; its exit status."""
-        ours, theirs = socket.socketpair()
+        control, control_there = socket.socketpair()
+        log, log_there = socket.socketpair()
         self._report = {}
         self._state, self._reason = State.STARTING, "the replica process is starting"
-        with theirs:
+        with control_there, log_there:
             # A new interpreter, not a fork: a fork would share the event loop, the database's lock and every socket.
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "mysqlraft.replication.replica",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
+                str(control_there.fileno()),
+                str(log_there.fileno()),
+                pass_fds=[control_there.fileno(), log_there.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
             )
         logger.info("replica process started pid=%d", self._process.pid)
         feed = self._feed = _Feed(self._node, self._on_status, self._on_session)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: feed.channel, sock=ours)
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: feed.channel, sock=control)
+            await loop.create_connection(lambda: feed.log.channel, sock=log)
             feed.channel.say(Say.START, str(self.config.source), self.config.yaml, self._last_session)
             if self._stopping:
                 feed.channel.say(Say.STOP)
             await feed.run()
             return await self._process.wait()
         finally:
-            feed.channel.close()
+            feed.close()
             self._feed = None
             if self._process.returncode is None:
                 self._process.kill()
@@ -158,45 +167,34 @@ class Supervisor:
 
 
 class _Feed:
-    """The traffic with one replica process."""
+    """The traffic with one replica process: its proposals and reports here, the log in `_LogFeed`."""
 
     def __init__(self, node: Node, on_status: Any, on_session: Any) -> None:
         self.channel = Channel(self._received, self._closed)
+        self.log = _LogFeed(node, self._closed)
         self._node = node
         self._on_status = on_status
         self._on_session = on_session
         self._end = asyncio.Event()
-        self._next = 0
-        self._credit = 0
-        self._more = asyncio.Event()
         self._session = 0
         self._sequence = 0
         self._held = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._hold_at: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Until the replica's end of the socketpair is closed."""
-        self._spawn(self._push())
-        self._spawn(self._hold())
+        """Until the replica's end of a stream is closed."""
+        unwatch = self._node.watch_commits(self._committed)
         try:
             await self._end.wait()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            unwatch()
+            if self._hold_at is not None:
+                self._hold_at.cancel()
+            await self.log.end()
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # The log cannot be read, or the node is gone: the replica has nothing to work on.
-            if not isinstance(error, ConnectionError):
-                logger.error("the replica process cannot be fed reason=%r", str(error))
-            self.channel.close()
+    def close(self) -> None:
+        self.channel.close()
+        self.log.channel.close()
 
     def _closed(self) -> None:
         self._end.set()
@@ -204,53 +202,77 @@ class _Feed:
     def _received(self, message: list[Any]) -> None:
         match message:
             case [Say.PROPOSE, session, sequence, payload]:
-                self._session, self._sequence = session, sequence
+                if session != self._session:
+                    self._session, self._held = session, 0
+                self._sequence = sequence
                 self._on_session(session)
                 self._node.propose(session, sequence, payload)
-            case [Say.CREDIT, more]:
-                self._credit += more
-                self._more.set()
             case [Say.STATUS, report]:
                 self._on_status(report)
-            case [Say.WANT, first, credit]:
-                self._next, self._credit = first, credit
-                self._more.set()
-            case [Say.FETCH, request, first, last]:
-                self._spawn(self._fetch(request, first, last))
             case _:
                 logger.error("the replica process sent an unknown message type=%r", message[:1])
                 self.channel.close()
 
-    async def _push(self) -> None:
-        """Sends committed entries as they come, as far as there is credit."""
-        node, channel = self._node, self.channel
-        while True:
-            while self._next == 0 or self._credit <= 0:
-                self._more.clear()
-                await self._more.wait()
-            await node.wait_committed(self._next)
-            if self._credit <= 0:
-                continue
-            entries = [_plain(entry) for entry in node.committed_entries(self._next, min(self._credit, BATCH_BYTES))]
-            self._next = entries[-1][0] + 1
-            self._credit -= sum(len(entry[4]) for entry in entries)
-            channel.say(Say.ENTRIES, node.commit_index, entries)
-            # A replica that is far behind must not keep this loop from everything else.
-            await asyncio.sleep(0)
+    def _committed(self) -> None:
+        self.log.push()
+        if self._hold_at is None and self._sequence - self._node.outstanding_proposals != self._held:
+            self._hold_at = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._hold)
 
-    async def _hold(self) -> None:
-        """Says up to which proposal the log holds them, when that has changed."""
+    def _hold(self) -> None:
+        """Says up to which proposal the log holds them."""
+        self._hold_at = None
+        self._held = self._sequence - self._node.outstanding_proposals
+        self.channel.say(Say.HELD, self._session, self._held)
+
+
+class _LogFeed:
+    """Committed entries for one replica process, as they come and as far as there is credit."""
+
+    def __init__(self, node: Node, closed: Callable[[], None]) -> None:
+        self.channel = Channel(self._received, closed)
+        self._node = node
+        self._next = 0
+        self._credit = 0
+        self._fetching: set[asyncio.Task[None]] = set()
+
+    async def end(self) -> None:
+        for task in self._fetching:
+            task.cancel()
+        await asyncio.gather(*self._fetching, return_exceptions=True)
+
+    def push(self) -> None:
+        """Sends what has been committed since; a bounded piece of it: the loop has other things to do, too."""
         node = self._node
-        index = node.commit_index
-        while True:
-            await node.wait_committed(index + 1)
-            index = node.commit_index
-            held = self._sequence - node.outstanding_proposals
-            if self._session and held != self._held:
-                self._held = held
-                self.channel.say(Say.HELD, self._session, held)
+        if not 0 < self._next <= node.commit_index or self._credit <= 0:
+            return
+        try:
+            entries = [_plain(entry) for entry in node.committed_entries(self._next, min(self._credit, BATCH_BYTES))]
+        except StoreError as error:
+            self._fail(error)
+            return
+        self._next = entries[-1][0] + 1
+        self._credit -= sum([len(entry[4]) for entry in entries])
+        self.channel.say(Say.ENTRIES, entries)
+        if self._next <= node.commit_index:
+            asyncio.get_running_loop().call_soon(self.push)
 
-    async def _fetch(self, request: int, first: int, last: int) -> None:
+    def _received(self, message: list[Any]) -> None:
+        match message:
+            case [Say.CREDIT, more]:
+                self._credit += more
+                self.push()
+            case [Say.WANT, first, credit]:
+                self._next, self._credit = first, credit
+                self.push()
+            case [Say.FETCH, first, last]:
+                task = asyncio.get_running_loop().create_task(self._fetch(first, last))
+                self._fetching.add(task)
+                task.add_done_callback(self._fetched)
+            case _:
+                logger.error("the replica process sent an unknown message type=%r", message[:1])
+                self.channel.close()
+
+    async def _fetch(self, first: int, last: int) -> None:
         """Answers with as many entries as fit; the replica asks for the rest."""
         try:
             # After a restart it takes a leader to know again what is committed.
@@ -258,9 +280,20 @@ class _Feed:
             # Of a single entry no more than itself is read.
             wanted = self._node.committed_entries(first, BATCH_BYTES if last > first else 1)
             entries = [_plain(entry) for entry in wanted if entry.index <= last]
-            self.channel.say(Say.FETCHED, request, entries, None)
+            self.channel.say(Say.FETCHED, entries, None)
         except StoreError as error:
-            self.channel.say(Say.FETCHED, request, [], str(error))
+            self.channel.say(Say.FETCHED, [], str(error))
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetching.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """The log cannot be read, or the node is gone: the replica has nothing to work on."""
+        if not isinstance(error, ConnectionError):
+            logger.error("the replica process cannot be fed reason=%r", str(error))
+        self.channel.close()
 
 
 def _plain(entry: Entry) -> tuple[int, int, int, int, bytes]:

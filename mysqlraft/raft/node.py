@@ -13,7 +13,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -122,6 +122,7 @@ class Node:
         self._ticker: asyncio.TimerHandle | None = None
         self._next_tick = 0.0
         self._waiters: list[_Waiter] = []
+        self._watchers: list[Callable[[], None]] = []
         self._reads: set[asyncio.Future[int]] = set()
         self._transition = asyncio.Event()
         self._last_commit = self.commit_index
@@ -232,6 +233,11 @@ class Node:
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+
+    def watch_commits(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls `callback` whenever `commit_index` has grown, until what this returns is called."""
+        self._watchers.append(callback)
+        return lambda: self._watchers.remove(callback)
 
     # ---- the cluster ----------------------------------------------------------------------------------------------
 
@@ -437,6 +443,8 @@ class Node:
         if commit == self._last_commit:
             return
         self._last_commit = commit
+        for watcher in self._watchers:
+            watcher()
         for waiter in [waiter for waiter in self._waiters if waiter.index <= commit]:
             self._waiters.remove(waiter)
             if not waiter.future.done():

@@ -65,7 +65,7 @@ transaction for each of them would have the application's next COMMIT wait for i
 
 
 class CommittedLog(Protocol):
-    """Where committed entries come from; `mysqlraft.ipc.Link` is one."""
+    """Where committed entries come from; `mysqlraft.ipc.LogReader` is one."""
 
     def want(self, first: int) -> None:
         """Asks for all committed entries from this index on; `take` then returns them in order."""
@@ -309,7 +309,6 @@ class Applier:
         if entry is not None:
             return entry
         if not self._waiting:
-            # Without a timeout of zero the queue would be asked whether it may wait.
             self._waiting.extend(self._log.take(wait))
         return self._waiting.popleft() if self._waiting else None
 

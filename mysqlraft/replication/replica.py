@@ -1,6 +1,6 @@
 """The replica process: capture and apply of one site, wired together.
 
-    python -m mysqlraft.replication.replica FD        started by the consensus process, never by hand
+    python -m mysqlraft.replication.replica FD FD     started by the consensus process, never by hand
 
 Order of a start
 ----------------
@@ -45,7 +45,7 @@ from mysqlraft.admin.status import State
 from mysqlraft.binlog.dump import file_identity
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost
 from mysqlraft.config import Config, ConfigError
-from mysqlraft.ipc import EXIT_STOPPED, Link, SessionOver
+from mysqlraft.ipc import EXIT_STOPPED, Link, LogReader, SessionOver
 from mysqlraft.mysql import account
 from mysqlraft.mysql.preflight import Inspection, inspect
 from mysqlraft.replication.apply import Applier, ApplyState
@@ -93,9 +93,10 @@ class _Failure:
 class Replica:
     """One life of the replica process."""
 
-    def __init__(self, settings: Config, link: Link, last_session: int) -> None:
+    def __init__(self, settings: Config, link: Link, committed: LogReader, last_session: int) -> None:
         self._config = settings
         self._link = link
+        self._committed = committed
         self._site = settings.own.id
         self._replicated = TableFilter(settings.replicate.include, settings.replicate.exclude)
         self._flavour = Flavour.MYSQL
@@ -128,7 +129,7 @@ class Replica:
             site=self._site,
             origins=[site.id for site in self._config.cluster.sites],
             connect=arguments,
-            log=link,
+            log=self._committed,
             dump_server_id=dump_server_id(self._config.cluster.id, self._site, Reader.APPLY),
             batch_rows=self._config.apply.batch_rows,
             batch_bytes=self._config.apply.batch_bytes,
@@ -422,6 +423,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     link = Link(socket.socket(fileno=int(arguments[0])))
+    committed = LogReader(socket.socket(fileno=int(arguments[1])), link.stopping)
     try:
         path, text, last_session = link.read_start()
     except EOFError:
@@ -432,7 +434,7 @@ def main(arguments: list[str]) -> int:
     # wait as long for one that computes.
     sys.setswitchinterval(0.0005)
     gc.freeze()
-    return Replica(settings, link, last_session).run()
+    return Replica(settings, link, committed, last_session).run()
 
 
 if __name__ == "__main__":

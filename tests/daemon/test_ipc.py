@@ -1,4 +1,4 @@
-"""The two ends of the socketpair: flow control both ways, re-reading, and what the end of one means for the other."""
+"""The two ends of each socketpair: flow control both ways, re-reading, and what the end of one means for the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mysqlraft.ipc import CREDIT, MAX_FRAME, Channel, Link, LinkError, LogEntry, Say, SessionOver
+from mysqlraft.ipc import CREDIT, MAX_MESSAGE, Channel, Link, LinkError, LogEntry, LogReader, Say, SessionOver
 
 
 class Consensus:
@@ -54,11 +54,24 @@ class Consensus:
 
 @contextmanager
 def pair() -> Iterator[tuple[Link, Consensus]]:
+    """Both ends of a control stream."""
     ours, theirs = socket.socketpair()
-    ended = threading.Event()
-    link, consensus = Link(theirs, ended.set), Consensus(ours)
+    link, consensus = Link(theirs, lambda: None), Consensus(ours)
     try:
         yield link, consensus
+    finally:
+        consensus.close()
+        theirs.close()
+
+
+@contextmanager
+def log_pair() -> Iterator[tuple[LogReader, Consensus, threading.Event]]:
+    """Both ends of a log stream, and what tells the reader that an end was asked for."""
+    ours, theirs = socket.socketpair()
+    stopping = threading.Event()
+    reader, consensus = LogReader(theirs, stopping, lambda: None), Consensus(ours)
+    try:
+        yield reader, consensus, stopping
     finally:
         consensus.close()
         theirs.close()
@@ -68,40 +81,76 @@ def entries(first: int, last: int, size: int = 10) -> list[LogEntry]:
     return [LogEntry(index, 1, 7, index, bytes(size)) for index in range(first, last + 1)]
 
 
-def test_committed_entries_use_credit_and_taking_them_gives_it_back() -> None:
+def test_the_first_message() -> None:
     with pair() as (link, consensus):
         consensus.say(Say.START, "tokyo.yaml", "site: tokyo", 42)
         assert link.read_start() == ("tokyo.yaml", "site: tokyo", 42)
-        link.start()
-        link.want(5)
+
+
+def test_consensus_gone_before_the_first_message() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        with pytest.raises(EOFError):
+            Link(theirs).read_start()
+
+
+def test_committed_entries_use_credit_and_taking_them_gives_it_back_in_steps() -> None:
+    with log_pair() as (reader, consensus, _):
+        reader.want(5)
         assert consensus.wait(lambda heard: len(heard) == 1) == [[Say.WANT, 5, CREDIT]]
-        consensus.say(Say.ENTRIES, 9, entries(5, 7))
-        assert link.take(10) == entries(5, 7)
-        assert link.commit_index == 9
-        assert consensus.wait(lambda heard: len(heard) == 2)[-1] == [Say.CREDIT, 30]
-        assert link.take(0.01) == []
+        consensus.say(Say.ENTRIES, entries(5, 7))
+        assert reader.take(10) == entries(5, 7)
+        assert reader.take(0) == []
+        assert reader.take(0.01) == []
+        consensus.say(Say.ENTRIES, entries(8, 9, CREDIT // 2))
+        taken = reader.take(10)
+        while len(taken) < 2:
+            taken += reader.take(10)
+        assert taken == entries(8, 9, CREDIT // 2)
+        heard = consensus.wait(lambda heard: sum(more for say, more, *_ in heard[1:]) == CREDIT + 30)
+        assert all(say == Say.CREDIT for say, *_ in heard[1:])
 
 
 def test_fetch_asks_on_until_it_has_everything() -> None:
-    with pair() as (link, consensus):
-        link.start()
+    with log_pair() as (reader, consensus, _):
         found: list[LogEntry] = []
-        reader = threading.Thread(target=lambda: found.extend(link.fetch(3, 8)))
-        reader.start()
-        consensus.wait(lambda heard: heard == [[Say.FETCH, 1, 3, 8]])
-        consensus.say(Say.FETCHED, 1, entries(3, 6), None)
-        consensus.wait(lambda heard: heard[-1] == [Say.FETCH, 2, 7, 8])
-        consensus.say(Say.FETCHED, 2, entries(7, 8), None)
-        reader.join(10)
+        fetching = threading.Thread(target=lambda: found.extend(reader.fetch(3, 8)))
+        fetching.start()
+        consensus.wait(lambda heard: heard == [[Say.FETCH, 3, 8]])
+        # What is committed meanwhile is kept for `take`.
+        consensus.say(Say.ENTRIES, entries(9, 10))
+        consensus.say(Say.FETCHED, entries(3, 6), None)
+        consensus.wait(lambda heard: heard[-1] == [Say.FETCH, 7, 8])
+        consensus.say(Say.FETCHED, entries(7, 8), None)
+        fetching.join(10)
         assert found == entries(3, 8)
+        assert reader.take(10) == entries(9, 10)
 
 
 def test_fetch_says_why_it_cannot() -> None:
-    with pair() as (link, consensus):
-        link.start()
-        consensus.say(Say.FETCHED, 1, [], "entry 3 is not in the log any more")
-        with pytest.raises(LinkError, match="not in the log any more"):
-            list(link.fetch(3, 8))
+    with log_pair() as (reader, consensus, _):
+        failures: list[LinkError] = []
+
+        def fetch() -> None:
+            try:
+                list(reader.fetch(3, 8))
+            except LinkError as error:
+                failures.append(error)
+
+        fetching = threading.Thread(target=fetch)
+        fetching.start()
+        consensus.wait(lambda heard: heard == [[Say.FETCH, 3, 8]])
+        consensus.say(Say.FETCHED, [], "entry 3 is not in the log any more")
+        fetching.join(10)
+        assert "not in the log any more" in str(failures[0])
+
+
+def test_fetch_does_not_wait_beyond_the_end() -> None:
+    with log_pair() as (reader, _, stopping):
+        stopping.set()
+        with pytest.raises(LinkError, match="asked to stop"):
+            list(reader.fetch(3, 8))
 
 
 def test_proposals_wait_for_the_window() -> None:
@@ -121,8 +170,8 @@ def test_proposals_wait_for_the_window() -> None:
         assert consensus.wait(lambda heard: len(heard) == 3)[-1] == [Say.PROPOSE, 7, 3, b"third"]
         third.join(10)
         consensus.say(Say.HELD, 7, 3)
-        consensus.say(Say.ENTRIES, 4, entries(1, 1))
-        link.take(10)  # it comes after HELD
+        consensus.say(Say.STOP)
+        assert link.stopping.wait(10)  # it comes after HELD
         assert link.outstanding_bytes == 0
 
 
@@ -167,10 +216,11 @@ def test_frames_of_any_size_and_cut_anywhere(size: int) -> None:
         assert heard == [[Say.PROPOSE, 1, 1, bytes(size)], [Say.STATUS, {"state": "running"}]]
 
 
-def test_an_absurd_length_is_refused() -> None:
+@pytest.mark.parametrize("garbage", [b"\xc1", bytes(MAX_MESSAGE + 1)], ids=["no msgpack", "too long"])
+def test_what_is_no_message_is_refused(garbage: bytes) -> None:
     channel = Channel(lambda message: None, lambda: None)
-    with pytest.raises(LinkError, match="frame of"):
-        channel.data_received((MAX_FRAME + 1).to_bytes(4, "big"))
+    with pytest.raises(LinkError, match="no message"):
+        channel.data_received(garbage)
 
 
 REPLICA = """

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from mysqlraft import config
-from mysqlraft.ipc import Link, LogEntry
+from mysqlraft.ipc import Link, LogEntry, LogReader
 from mysqlraft.mysql.connection import Session
 from mysqlraft.mysql.schema import ensure_schema
 from mysqlraft.replication.capture import Capture
@@ -59,7 +59,7 @@ class Rig:
         self.link = FakeLink()
         self.state = ReplicationState(1, [1, 2], lambda first, last: [])
         self.started: list[Capture | None] = []
-        self.replica = Replica(SETTINGS, cast(Link, self.link), last_session)
+        self.replica = Replica(SETTINGS, cast(Link, self.link), cast(LogReader, None), last_session)
         monkeypatch.setattr(self.replica, "_start_capture", lambda state: self.started.append(None))
         self._index = 0
 
@@ -137,7 +137,7 @@ def test_a_new_site_begins_where_it_began_the_first_time(server: Server) -> None
         state = ReplicationState(1, [1, 2], lambda first, last: [])
         state.index = index
         with patch.object(type(mysql), "read_password", lambda self: server.password):
-            Replica(settings, cast(Link, link), 0)._on_ready(state)
+            Replica(settings, cast(Link, link), cast(LogReader, None), 0)._on_ready(state)
         payload = decode(link.proposed[0][2])
         found.append((payload.base, payload.resume, payload.done))
         session.query("CREATE TABLE IF NOT EXISTS d.t (id INT PRIMARY KEY)")
