@@ -26,6 +26,9 @@ SITES = 6
 RATES = (50, 100)
 
 
+# Commits a second that are watched, whatever the rate.
+_WATCHED = 10
+
 # Commits before those that count, in each round: connections, caches and pipelines get going.
 _WARM_UP = 30
 
@@ -33,7 +36,7 @@ _WARM_UP = 30
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lag", description=__doc__)
     arguments(parser)
-    parser.add_argument("--seconds", type=float, default=8, help="of each round (8)")
+    parser.add_argument("--seconds", type=float, default=12, help="of each round (12)")
     parser.add_argument("--rounds", type=int, default=2, help="at each rate and side (2)")
     args = parser.parse_args()
     installation = chosen(args)
@@ -79,8 +82,8 @@ def _lags(servers: Sequence[Server], rate: float, count: int, first: int) -> lis
     """Milliseconds of each commit at the first server until it is visible at all others."""
     with ExitStack() as stack:
         origin, *others = [stack.enter_context(server.connect()) for server in servers]
-        commits = probe(origin, others, rate=rate, count=count, first=first)
-    return [1000 * commit.everywhere for commit in commits[_WARM_UP:]]
+        commits = probe(origin, others, rate=rate, count=count, first=first, every=int(rate / _WATCHED))
+    return [1000 * commit.everywhere for commit in commits if commit.id >= first + _WARM_UP]
 
 
 def _p99(times: list[float]) -> float:

@@ -414,11 +414,14 @@ class RaftCore:
         """What is to be done since the last call; None if nothing is."""
         if self.role is Role.LEADER:
             self._send_due()
-        hard_state = HardState(self.term, self.vote)
+        log = self.log
         write = None
-        if hard_state != self._hard_state_given or self._given < self.log.last_index:
-            entries = self.log.slice(self._given + 1, self.log.last_index, NO_LIMIT)
-            commit = min(self.log.commit, self.log.last_index)
+        hard_state = self._hard_state_given
+        if hard_state != (self.term, self.vote):
+            hard_state = HardState(self.term, self.vote)
+        if hard_state is not self._hard_state_given or self._given < log.last_index:
+            entries = log.slice(self._given + 1, log.last_index, NO_LIMIT)
+            commit = min(log.commit, log.last_index)
             write = Write(hard_state if hard_state != self._hard_state_given else None, entries, commit)
             self._hard_state_given = hard_state
             self._commit_given = commit

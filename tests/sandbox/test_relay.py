@@ -95,7 +95,7 @@ def test_round_trip_takes_twice_the_delay(run: Any, delay: float) -> None:
                 far[1].write(b"pong")
                 assert await near[0].readexactly(4) == b"pong"
                 times.append(time.monotonic() - begin)
-            assert min(times) >= 2 * delay
+            assert min(times) >= 2 * delay - 0.002  # uvloop counts in whole milliseconds
             assert min(times) < 2 * delay + 0.05
 
     run(main())
