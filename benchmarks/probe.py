@@ -3,7 +3,7 @@
 The same probe measures both sides of a comparison, and it has to be cheap, as it shares two cores with everything it
 measures: one thread, no decoding, one `SELECT MAX(id)` (one dive into an index) in flight at a server, and only while
 that server still lacks a commit that is watched. Asking costs the servers about as much as applying does, and the more
-the longer a commit takes, so not every commit is watched. A time of arrival is known to about `PAUSE`, late, never early.
+the longer a commit takes, so not every commit is watched. An arrival is known to about `PAUSE`, late, never early.
 """
 
 from __future__ import annotations

@@ -378,17 +378,17 @@ class Node:
         self._pump_scheduled = False
         if self._stopped or self.failed.done():
             return
-        messages: list[Message] = []
         try:
-            while (ready := self._participant.ready()) is not None:
-                messages += ready.messages
-                self._take(ready)
+            ready = self._participant.ready()
+            if ready is None:
+                return
+            self._take(ready)
         except Exception as error:
             self._fail(error)
             return
         # The disk first: it works while the messages are packed and sent.
         self._start_next_write()
-        self.transport.send(messages)
+        self.transport.send(ready.messages)
         self._tell_commit()
 
     def _take(self, ready: Ready) -> None:
@@ -442,7 +442,9 @@ class Node:
             self._fail(failure)
             return
         self.transport.send(promises)
+        self._start_next_write()
         self._pump()
+        self._tell_commit()
 
     def _tell_commit(self) -> None:
         commit = self.commit_index

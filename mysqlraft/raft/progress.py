@@ -58,6 +58,7 @@ class Progress:
     """
 
     __slots__ = (
+        "acknowledged",
         "active",
         "announced_commit",
         "inflights",
@@ -82,6 +83,8 @@ class Progress:
         self.inflights = Inflights(window)
         self.active = False
         """It was heard from since the last CheckQuorum."""
+        self.acknowledged = False
+        """It has acknowledged an append since the last round of heartbeats."""
         self.announced_commit = 0
         """The commit index that the last message to it carried."""
         self.silent_ticks = 0
@@ -129,6 +132,7 @@ class Progress:
         news = index > self.match
         if news:
             self.match = index
+            self.acknowledged = True
         self.next_index = max(self.next_index, index + 1)
         if self.state is ProgressState.REPLICATE:
             self.inflights.free_to(index)

@@ -41,6 +41,7 @@ from mysqlraft.replication.policy import Certification
 FORMAT = 2
 CHECKPOINT_EVERY = 4096
 """Log indices between two checkpoints; a rebuild reads at most this many entries more than it needs."""
+_PACKER = msgpack.Packer()
 LARGE_UNIT_WRITERS = 1000
 """Of a unit in parts, the first so many conflicting keys are described in the conflict history."""
 
@@ -136,6 +137,9 @@ class ReplicationState:
         self._checkpoint_every = checkpoint_every
         self._checkpoints: deque[_Checkpoint] = deque([_Checkpoint(0, {}, {})])
         self._large: dict[int, list[int]] = {}
+        self._dumped: dict[int, bytes] = {}
+        """What `dump` says of each origin, until an entry changes it: most entries are of one origin."""
+        self._dumped_checkpoint: tuple[_Checkpoint | None, bytes] = None, b""
 
     @property
     def floor(self) -> int:
@@ -171,6 +175,7 @@ class ReplicationState:
         step = Step(entry.index)
         if entry.origin and self.sessions.accept(entry.origin, entry.session, entry.sequence):
             step = self._accepted(entry)
+            self._dumped.pop(entry.origin, None)
         self.index = entry.index
         if self.index % self._checkpoint_every == 0:
             self._checkpoints.append(_Checkpoint.of(self))
@@ -283,27 +288,30 @@ class ReplicationState:
 
     def dump(self) -> bytes:
         """The bytes of the progress row's `state` column."""
-        origins = [
+        checkpoint, packed = self._dumped_checkpoint
+        if checkpoint is not self._checkpoints[0]:
+            checkpoint = self._checkpoints[0]
+            packed = msgpack.packb((checkpoint.index, checkpoint.sessions, checkpoint.parts))
+            self._dumped_checkpoint = checkpoint, packed
+        origins = [self._dumped.get(number) or self._dump_origin(number) for number in self.origins]
+        # An array of FORMAT, index, array of origins, checkpoint and crossed.
+        return b"".join(
             (
-                number,
-                *self.sessions.last(number),
-                None if o.resume is None else (o.resume.file, o.resume.offset, o.resume.gtids, o.resume.identity),
-                o.done,
-                o.base,
-                o.parts,
-            )
-            for number, o in self.origins.items()
-        ]
-        checkpoint = self._checkpoints[0]
-        packed: bytes = msgpack.packb(
-            (
-                FORMAT,
-                self.index,
-                origins,
-                (checkpoint.index, checkpoint.sessions, checkpoint.parts),
-                self.certifier.crossed,
+                _PACKER.pack_array_header(5),
+                msgpack.packb(FORMAT),
+                msgpack.packb(self.index),
+                _PACKER.pack_array_header(len(origins)),
+                *origins,
+                packed,
+                msgpack.packb(self.certifier.crossed),
             )
         )
+
+    def _dump_origin(self, number: int) -> bytes:
+        o = self.origins[number]
+        resume = None if o.resume is None else (o.resume.file, o.resume.offset, o.resume.gtids, o.resume.identity)
+        packed: bytes = msgpack.packb((number, *self.sessions.last(number), resume, o.done, o.base, o.parts))
+        self._dumped[number] = packed
         return packed
 
     @classmethod
@@ -352,6 +360,7 @@ class ReplicationState:
             state.origins[number] = Origin(
                 None if resume is None else Position(*resume), (done[0], done[1]), base, open_parts
             )
+        state._dumped.clear()
         state._forget()
         state.certifier.crossed = crossed
         return state

@@ -431,6 +431,27 @@ def test_a_lost_append_is_repaired_by_the_next() -> None:
     assert cluster.payloads(2) == [b"lost", b"next"]
 
 
+def test_heartbeats_are_spared_for_those_who_have_just_acknowledged() -> None:
+    cluster = Cluster(THREE)
+    cluster.elect(1)
+    driven = cluster.sites[1]
+
+    def beats() -> list[int]:
+        return sorted(beat.to for beat in of_type(driven.tick(LIMITS.heartbeat_ticks), Heartbeat))
+
+    beats()
+    assert beats() == [2, 3]
+    cluster.drop = lambda message: message.to == 3
+    cluster.propose(1, b"x")
+    cluster.settle()
+    assert beats() == [3]
+    assert beats() == [2, 3], "once for each acknowledgement"
+    cluster.propose(1, b"y")
+    cluster.settle()
+    driven.core.read_index("a")
+    assert beats() == [2, 3], "a read needs every answer"
+
+
 def test_a_watchdog_resets_a_stalled_pipeline() -> None:
     """hashicorp #612: the last append was lost, nothing follows it, and heartbeats are answered."""
     cluster = Cluster(THREE)
@@ -819,8 +840,7 @@ def test_read_index_needs_a_majority_to_confirm_the_leader() -> None:
 def test_read_index_an_answer_to_an_older_round_confirms_nothing() -> None:
     cluster = Cluster(THREE)
     leader = cluster.elect(1)
-    leader.tick()
-    old = of_type(cluster.sites[1].ready(), Heartbeat)[0]
+    old = of_type(cluster.sites[1].tick(2 * LIMITS.heartbeat_ticks), Heartbeat)[0]
     leader.read_index("a")
     cluster.sites[1].ready()
     for answer in of_type(cluster.sites[old.to].step(old), HeartbeatResponse):
