@@ -30,6 +30,8 @@ VERBS = {
     "status": "mysqlraft.cli.status",
     "conflicts": "mysqlraft.cli.conflicts",
     "bootstrap": "mysqlraft.cli.bootstrap",
+    "log": "mysqlraft.cli.log",
+    "recover": "mysqlraft.cli.recover",
     "config": "mysqlraft.cli.config",
     "certificates": "mysqlraft.cli.certificates",
     "demo": "mysqlraft.cli.demo",

@@ -588,6 +588,9 @@ class RaftCore:
         self._heartbeat_due = True
         self._adopt_configuration()
         self._append(EntryKind.NOOP, b"")
+        if self._configuration is not None and self.configuration_index <= self._store.recovered:
+            # These members were forced on this site and are in nobody's log (recovery.py): now they are.
+            self._append(EntryKind.CONFIGURATION, self._configuration.encode())
         self._recent_last = (self.log.last_index, self.log.last_index)
         self._silent = frozenset()
         self._preference = Preference(0 if self.is_witness else self.limits.preference_ticks)

@@ -9,6 +9,7 @@ Keys and values (numbers big endian; a *sealed* value is its xxh3-64 followed by
     mbase           sealed index u64, term u64, chain u64 of the entry before the first one
     mcommit         sealed index u64
     mbootstrap      sealed encoded configuration
+    mrecovered      sealed index u64: the last one when members were forced on this site (recovery.py)
 
 One `write` is one synced LevelDB batch, so a truncation and the append that follows it are on disk both or neither.
 """
@@ -74,6 +75,7 @@ class LevelDBStore:
             self._base = Base(*self._numbers(b"mbase", _TRIPLE, (0, 0, 0)))
             self._commit = self._numbers(b"mcommit", _U64, (0,))[0]
             self._last_index = self._find_last_index()
+            self._recovered = self._numbers(b"mrecovered", _U64, (0,))[0]
             bootstrapped = self._sealed_value(b"mbootstrap")
             self._bootstrapped = None if bootstrapped is None else Configuration.decode(bootstrapped)
         except BaseException:
@@ -100,6 +102,10 @@ class LevelDBStore:
     def bootstrapped(self) -> Configuration | None:
         return self._bootstrapped
 
+    @property
+    def recovered(self) -> int:
+        return self._recovered
+
     def entries(self, first: int, last: int, max_bytes: int) -> list[Entry]:
         found: list[Entry] = []
         size = 0
@@ -125,10 +131,14 @@ class LevelDBStore:
         return found
 
     def configurations(self) -> list[tuple[int, Configuration]]:
-        with self._errors("cannot be read"):
-            return [
-                (_U64.unpack(key[1:])[0], Configuration.decode(value)) for key, value in self._db.iterator(prefix=b"c")
-            ]
+        found: list[tuple[int, Configuration]] = []
+        # Not a plain iterator: at a block that it cannot read it just ends, as if there were no more.
+        with self._errors("cannot be read"), self._db.raw_iterator(verify_checksums=True) as raw:
+            raw.seek(b"c")
+            while raw.valid() and (key := raw.key()).startswith(b"c"):
+                found.append((_U64.unpack(key[1:])[0], Configuration.decode(raw.value())))
+                raw.next()
+        return found
 
     def write(self, writes: Sequence[Write]) -> None:
         last_index = self._last_index
@@ -154,6 +164,8 @@ class LevelDBStore:
                 if write.bootstrap is not None:
                     bootstrapped = write.bootstrap
                     put(b"mbootstrap", _sealed(bootstrapped.encode()))
+                if write.recovery is not None:
+                    self._recover(batch, write.recovery)
                 if write.commit:
                     commit = write.commit
             if commit != self._commit:
@@ -170,6 +182,14 @@ class LevelDBStore:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _recover(self, batch: Any, members: Configuration) -> None:
+        """They take the place of every configuration up to now, at an index that is never truncated."""
+        for key in self._db.iterator(prefix=b"c", include_value=False):
+            batch.delete(key)
+        batch.put(_configuration_key(max(1, self._base.index)), members.encode())
+        batch.put(b"mrecovered", _sealed(_U64.pack(self._last_index)))
+        self._recovered = self._last_index
 
     @staticmethod
     def _truncate(batch: Any, entries: Sequence[Entry], last_index: int) -> None:
@@ -219,11 +239,11 @@ class LevelDBStore:
             )
 
     def _find_last_index(self) -> int:
-        with self._errors("cannot be read"):
-            iterator = self._db.iterator(start=b"l", stop=_AFTER_ENTRIES, reverse=True, include_value=False)
-            last = next(iterator, None)
-            iterator.close()
-        if last is None:
+        with self._errors("cannot be read"), self._db.raw_iterator(verify_checksums=True) as raw:
+            raw.seek(_AFTER_ENTRIES)  # mformat at the latest
+            raw.prev()
+            last = raw.key() if raw.valid() else b""
+        if not last.startswith(b"l"):
             return self._base.index
         index: int = _U64.unpack(last[1:])[0]
         for needed in (self._base.index + 1, index):

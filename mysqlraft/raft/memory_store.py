@@ -18,6 +18,10 @@ class MemoryStore:
         self._hard_state = HardState()
         self._commit = 0
         self._bootstrapped: Configuration | None = None
+        self._recovery: Configuration | None = None
+        self._recovered = 0
+        self._void = 0
+        """Configurations in the log up to here do not count."""
         self._queued: list[Sequence[Write]] = []
         self.failure: Exception | None = None
         """Raised by the next writes: a full or broken disk."""
@@ -42,6 +46,10 @@ class MemoryStore:
     def bootstrapped(self) -> Configuration | None:
         return self._bootstrapped
 
+    @property
+    def recovered(self) -> int:
+        return self._recovered
+
     def entries(self, first: int, last: int, max_bytes: int) -> list[Entry]:
         if not 1 <= first <= last <= len(self._entries):
             raise StoreError(f"entries {first}..{last} are not in the log (1..{len(self._entries)})")
@@ -55,9 +63,10 @@ class MemoryStore:
         return found
 
     def configurations(self) -> list[tuple[int, Configuration]]:
-        return [
+        forced = [] if self._recovery is None else [(1, self._recovery)]
+        return forced + [
             (entry.index, Configuration.decode(entry.payload))
-            for entry in self._entries
+            for entry in self._entries[self._void :]
             if entry.kind is EntryKind.CONFIGURATION
         ]
 
@@ -85,8 +94,12 @@ class MemoryStore:
                 if not 1 <= first <= len(self._entries) + 1:
                     raise StoreError(f"entry {first} would leave a gap after {len(self._entries)}")
                 self._entries[first - 1 :] = write.entries
+                self._void = min(self._void, first - 1)
             if write.bootstrap is not None:
                 self._bootstrapped = write.bootstrap
+            if write.recovery is not None:
+                self._recovery = write.recovery
+                self._recovered = self._void = self.last_index
             if write.commit:
                 self._commit = write.commit
 

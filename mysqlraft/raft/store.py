@@ -49,9 +49,12 @@ class Write(NamedTuple):
     bootstrap: Configuration | None = None
     """The configuration that the cluster began with, if this is where it begins."""
 
+    recovery: Configuration | None = None
+    """The members from now on, instead of those in the log: see recovery.py. In a write of its own."""
+
     @property
     def must_sync(self) -> bool:
-        return self.hard_state is not None or bool(self.entries)
+        return self.hard_state is not None or bool(self.entries) or self.recovery is not None
 
 
 class LogStore(Protocol):
@@ -71,7 +74,8 @@ class LogStore(Protocol):
         ...
 
     def configurations(self) -> list[tuple[int, Configuration]]:
-        """Every configuration in the log, with the index of its entry, oldest first."""
+        """Every configuration in the log, with the index of its entry, oldest first. After a recovery, its members
+        take the place of all that the log held then, and of the first of their indices."""
         ...
 
 
@@ -89,6 +93,12 @@ class StableStore(Protocol):
     @property
     def bootstrapped(self) -> Configuration | None:
         """What this site was bootstrapped with, None if it was not (yet)."""
+        ...
+
+    @property
+    def recovered(self) -> int:
+        """The last index that the log had when members were last forced on this site; 0: never. Up to it, what the
+        log itself says about members is void."""
         ...
 
 

@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import plyvel
 import pytest
 
+from mysqlraft import raft
 from mysqlraft.cli import VERBS, main
+from mysqlraft.raft import Configuration, Entry, EntryKind, HardState, LevelDBStore, Write
+from mysqlraft.raft.entry import payload_checksum
+from mysqlraft.raft.leveldb_store import _entry_key
 from mysqlraft.sandbox.ports import reserve_port
 from mysqlraft.sandbox.servers import Server
 
@@ -219,3 +224,141 @@ def test_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert error.count("\n") == 1
     with pytest.raises(SystemExit):
         main([*command, "--days", "0"])
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> tuple[str, Path]:
+    """A configuration, and its data_dir with 30 entries."""
+    path = write(tmp_path)
+    directory = tmp_path / "log"
+    first = Entry(1, 1, EntryKind.CONFIGURATION, payload=TOGETHER.encode())
+    entries = [first]
+    for index in range(2, 31):
+        kind = EntryKind.NOOP if index == 2 else EntryKind.DATA
+        origin, session, sequence = (0, 0, 0) if index == 2 else (1 + index % 2, 7, index)
+        payload = b"x" * (index if origin else 0)
+        entries.append(Entry(index, 2, kind, origin, session, sequence, payload, entries[-1].chain))
+    store = LevelDBStore(directory, "test", 1)
+    store.write([Write(HardState(2), entries, commit=28)])
+    store.close()
+    return path, directory
+
+
+TOGETHER = Configuration([raft.Server(1, "tokyo", "127.0.0.1:7450"), raft.Server(2, "oslo", "127.0.0.1:7460")])
+
+
+def test_log_show(log: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path, directory = log
+    assert main(["log", "show", "--config", path]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 21
+    assert shown[1].split()[:7] == ["11", "2", "data", "2", "7", "11", "11"]
+    assert main(["log", "show", "--config", path, "--from", "1", "--to", "3", "--json"]) == 0
+    first, second, third = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["kind"], second["kind"], third["kind"]) == ("configuration", "noop", "data")
+    assert (second["origin"], third["origin"], third["bytes"]) == (None, 2, 3)
+    with LevelDBOpen(directory) as store:  # as a daemon has it
+        entry = store.entries(3, 3, 1)[0]
+        assert (third["chain"], third["checksum"]) == (f"{entry.chain:016x}", f"{payload_checksum(b'xxx'):016x}")
+        assert main(["log", "show", "--config", path, "--to", "3"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 4
+    for wrong in (["--from", "31"], ["--to", "31"], ["--from", "9", "--to", "8"]):
+        assert main(["log", "show", "--config", path, *wrong]) == 1
+        assert "the log holds the entries 1 to 30, not" in capsys.readouterr().err
+
+
+class LevelDBOpen:
+    """A store that is in use."""
+
+    def __init__(self, directory: Path) -> None:
+        self._store = LevelDBStore(directory, "test", 1)
+
+    def __enter__(self) -> LevelDBStore:
+        return self._store
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+
+def test_log_verify(log: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path, directory = log
+    assert main(["log", "verify", "--config", path]) == 0
+    assert capsys.readouterr().out == "all 30 entries are sound, 1 to 30\n"
+    database = plyvel.DB(str(directory / "log"))
+    record = bytearray(database.get(_entry_key(9)))
+    record[-1] ^= 1
+    database.put(_entry_key(9), bytes(record))
+    database.close()
+    assert main(["log", "verify", "--config", path]) == 1
+    shown = capsys.readouterr().out
+    assert "entry 9 is corrupt: entry 9: payload checksum mismatch" in shown
+    assert "empty the directory and let the site rejoin the cluster" in shown
+    assert main(["log", "verify", "--config", path, "--json"]) == 1
+    finding, summary = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert finding["index"] == 9
+    assert summary == {"first": 1, "last": 30, "sound": 29, "problems": 1}
+    assert main(["log", "verify", "--config", path, "--from", "10"]) == 0
+    assert main(["log", "show", "--config", path, "--from", "9", "--to", "10"]) == 1
+    assert "9 is corrupt" in capsys.readouterr().out
+
+
+def test_log_of_another_site_or_of_none(log: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = log
+    Path(path).write_text(Path(path).read_text().replace("site: tokyo", "site: oslo"))
+    assert main(["log", "show", "--config", path]) == 2
+    assert "belongs to site 1 of cluster 'test', this is site 2" in capsys.readouterr().err
+    Path(path).write_text(Path(path).read_text().replace("/log", "/other"))
+    assert main(["log", "verify", "--config", path]) == 2
+    assert "holds no log" in capsys.readouterr().err
+
+
+def test_recover(
+    log: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, directory = log
+    peers = tmp_path / "peers.json"
+    peers.write_text('[{"id": 1, "address": "127.0.0.1:7455"}]')
+    command = ["recover", "--config", path, "--peers", str(peers)]
+
+    def members() -> Configuration:
+        with LevelDBOpen(directory) as store:
+            return store.configurations()[-1][1]
+
+    assert main(command) == 2, "nobody to ask"
+    assert "give --yes" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: "yes")
+    assert main(command) == 1
+    assert "nothing was changed" in capsys.readouterr().out
+    assert members() == TOGETHER
+    monkeypatch.setattr("builtins.input", lambda prompt: "test")
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "its log: up to index 30, term 2; committed at least 28" in shown
+    assert "members now:  1=tokyo@127.0.0.1:7450, 2=oslo@127.0.0.1:7460" in shown
+    assert "from now on:  1=tokyo@127.0.0.1:7455" in shown
+    assert "there may be two clusters" in shown
+    assert members() == Configuration([raft.Server(1, "tokyo", "127.0.0.1:7455")])
+    assert main([*command, "--yes"]) == 0, "again"
+
+
+def test_recover_refuses(log: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, directory = log
+    peers = tmp_path / "peers.json"
+    command = ["recover", "--config", path, "--peers", str(peers), "--yes"]
+
+    def refused(reason: str) -> None:
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1
+
+    refused("peers.json cannot be read: No such file")
+    peers.write_text('[{"id": 2, "address": "127.0.0.1:7460"}]')
+    refused("site 1 is not among the members")
+    peers.write_text('[{"id": 1, "address": "127.0.0.1:7450"}]')
+    with LevelDBOpen(directory):
+        refused("is in use by another daemon (process ")
+    Path(path).write_text(Path(path).read_text().replace("/log", "/other"))
+    refused("holds no log to go on with")
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,230 @@
+"""Reading a site's log without its daemon: what is in it, and whether all of it is sound.
+
+LevelDB lets one process have a database open, and opening it writes. So nothing here ever opens a site's own: `Copy`
+makes a copy beside it, whether the daemon runs or not and whether the directory is sound or not. What the daemon
+writes meanwhile is at most missing from the end.
+
+Hard links in place of the table files' copies would cost no time and space, and destroy logs: a database that is opened
+takes the next file number that its manifest knows, and the running one may already be writing a file of that number.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import msgpack
+import plyvel
+from xxhash import xxh3_64_intdigest
+
+from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
+from mysqlraft.raft.store import StoreError
+
+_U64 = struct.Struct(">Q")
+_ATTEMPTS = 50
+_PAUSE_SECONDS = 0.02
+SPARE_BYTES = 256 << 20
+"""The daemon's disk is never filled up to less than this."""
+REMEDY = "empty the directory and let the site rejoin the cluster; never cut its log"
+
+
+class Finding(NamedTuple):
+    """Something that is not as it was written."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index
+    """Of the entry; 0 for what is beside the log."""
+    problem: str
+
+
+class Copy:
+    """A log as it is now, to be read; a context manager. Raises StoreError."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` is the site's `data_dir`."""
+        self._source = directory / "log"
+        if not self._source.is_dir():
+            raise StoreError(f"{directory} holds no log")
+        self._home = _beside(directory)
+        self._database: Any = None
+        self._damage: str | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._take()
+            try:
+                self._database = plyvel.DB(str(self._home), create_if_missing=False, paranoid_checks=True)
+            except plyvel.CorruptionError as error:
+                # The daemon would not start either. Here, what can still be read is to be read.
+                self._damage = f"LevelDB finds its files damaged, and entries may be missing: {error}"
+                for old in self._home.iterdir():
+                    old.unlink()
+                self._take()
+                self._database = plyvel.DB(str(self._home), create_if_missing=False)
+        except (OSError, plyvel.Error) as error:
+            self.__exit__()
+            remedy = f"; {REMEDY}" if isinstance(error, plyvel.CorruptionError) else ""
+            raise StoreError(f"{self._source} cannot be read: {error}{remedy}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._database is not None:
+            self._database.close()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _take(self) -> None:
+        """Copy again and again what has changed, until nothing was made or removed meanwhile: then what the manifest
+        names is here. Tables never change, so that each time there is less to do."""
+        have: dict[str, tuple[int, int]] = {}
+        for _ in range(_ATTEMPTS):
+            before = self._listing()
+            try:
+                for name in before:
+                    state = (self._source / name).stat()
+                    seen = (state.st_size, state.st_mtime_ns)
+                    if have.get(name) != seen:
+                        self._copy(name, state.st_size)
+                        have[name] = seen
+            except FileNotFoundError:
+                continue  # LevelDB has just done away with it
+            if self._listing() == before:
+                for gone in have.keys() - set(before):
+                    (self._home / gone).unlink()
+                return
+            time.sleep(_PAUSE_SECONDS)
+        raise OSError(f"it changed {_ATTEMPTS} times while it was copied; try again when less is written")
+
+    def _listing(self) -> list[str]:
+        """The manifest first: tables and logs that are written after it are no harm, and what it names must be
+        there."""
+        names = [name for name in os.listdir(self._source) if name != "LOCK" and not name.startswith("LOG")]
+        return sorted(names, key=lambda name: (not name.startswith(("CURRENT", "MANIFEST")), name))
+
+    def _copy(self, name: str, size: int) -> None:
+        if shutil.disk_usage(self._home).free < size + SPARE_BYTES:
+            raise OSError(f"there is no room in {self._home.parent} for a copy")
+        shutil.copyfile(self._source / name, self._home / name)
+
+    def bounds(self) -> tuple[int, int]:
+        """The first and the last index; (1, 0) if the log is empty."""
+        with self._database.iterator(start=b"l", stop=b"m", include_value=False) as keys:
+            first = next(keys, None)
+        with self._database.iterator(start=b"l", stop=b"m", include_value=False, reverse=True) as keys:
+            last = next(keys, None)
+        if first is None or last is None:
+            return 1, 0
+        return max(_U64.unpack(first[1:])[0], self.base()[0] + 1), _U64.unpack(last[1:])[0]
+
+    def base(self) -> tuple[int, int, int]:
+        """Index, term and chain of the entry before the first one; zeros if there is none, or it cannot be read."""
+        value = self._database.get(b"mbase")
+        return struct.unpack(">QQQ", value[8:]) if value is not None and len(value) == 32 else (0, 0, 0)
+
+    def entries(self, first: int, last: int) -> Iterator[tuple[int, Entry | str]]:
+        """Index, and the entry or why there is none, for every index from `first` to `last`."""
+        expected = first
+        # Without LevelDB's checksums, which are those of whole blocks: each record's own tells which one it is.
+        with self._database.raw_iterator() as raw:
+            try:
+                raw.seek(b"l" + _U64.pack(first))
+                while raw.valid() and (key := raw.key()) <= b"l" + _U64.pack(last):
+                    index = _U64.unpack(key[1:])[0]
+                    for absent in range(expected, index):
+                        yield absent, "is missing"
+                    yield index, _decoded(index, raw.value())
+                    expected = index + 1
+                    raw.next()
+            except plyvel.Error as error:
+                yield expected, f"cannot be read, nor what follows: {error}"
+                return
+        for absent in range(expected, last + 1):
+            yield absent, "is missing"
+
+    def verify(self, first: int, last: int) -> Iterator[Finding | None]:
+        """A finding for everything in the log from `first` to `last` that is not sound, None for every entry that is.
+
+        Looked at are: each record's and payload's checksum, that no index is missing, that each entry continues the one
+        before it (its chain and its term), the configurations that are kept beside the log and, in any case, what
+        else is kept there.
+        """
+        yield from (Finding(0, problem) for problem in self._beside_the_log())
+        before = self._before(first)
+        recovered = self._number(b"mrecovered")
+        for index, entry in self.entries(first, last):
+            if isinstance(entry, str):
+                yield Finding(index, entry)
+                before = None
+                continue
+            if before is not None and not entry.follows(before[1]):
+                yield Finding(index, f"does not continue entry {index - 1}: the running checksum differs")
+            elif before is not None and entry.term < before[0]:
+                yield Finding(index, f"is of term {entry.term}, after one of term {before[0]}")
+            elif (
+                entry.kind is EntryKind.CONFIGURATION
+                and index > recovered
+                and self._database.get(b"c" + _U64.pack(index)) != entry.payload
+            ):
+                yield Finding(index, "is a configuration, and the copy of it that is read at start differs")
+            else:
+                yield None
+            before = (entry.term, entry.chain)
+
+    def _before(self, index: int) -> tuple[int, int] | None:
+        """Term and chain of the entry before `index`, None if it cannot be read."""
+        base_index, base_term, base_chain = self.base()
+        if index == base_index + 1:
+            return base_term, base_chain
+        for _, entry in self.entries(index - 1, index - 1):
+            if isinstance(entry, Entry):
+                return entry.term, entry.chain
+        return None
+
+    def _beside_the_log(self) -> Iterator[str]:
+        if self._damage is not None:
+            yield self._damage
+        sealed: dict[str, bytes] = {}
+        for key, value in self._database.iterator(prefix=b"m"):
+            name = key.decode(errors="replace")
+            if len(value) < 8 or _U64.pack(xxh3_64_intdigest(value[8:])) != value[:8]:
+                yield f"record {name} is corrupt"
+            else:
+                sealed[name] = value[8:]
+        if "mformat" not in sealed:
+            yield "record mformat is missing: this is no log of mysqlraft's"
+        last = self.bounds()[1]
+        if (commit := self._number(b"mcommit")) > last:
+            yield f"everything up to {commit} was committed, and the log ends at {last}"
+
+    def _number(self, key: bytes) -> int:
+        value = self._database.get(key)
+        return _U64.unpack(value[8:])[0] if value is not None and len(value) == 16 else 0
+
+    def owner(self) -> tuple[int, str, int]:
+        """Format version, cluster and site. Raises StoreError."""
+        value = self._database.get(b"mformat")
+        try:
+            version, cluster, site = msgpack.unpackb((value or b"")[8:])
+        except (ValueError, msgpack.UnpackException):
+            raise StoreError(f"{self._source} is no log of mysqlraft's, or its record mformat is corrupt") from None
+        return version, cluster, site
+
+
+def _decoded(index: int, record: bytes) -> Entry | str:
+    try:
+        entry = Entry.from_record(record)
+    except CorruptRecord as error:
+        return f"is corrupt: {error}"
+    return entry if entry.index == index else f"is missing: entry {entry.index} is in its place"
+
+
+def _beside(directory: Path) -> Path:
+    """A directory for the copy: where there is most likely to be room for it, if that can be written to."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=".reading-", dir=directory))
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="mysqlraft-reading-"))

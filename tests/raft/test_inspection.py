@@ -1,0 +1,217 @@
+"""Reading a log that may be in use, or damaged."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import plyvel
+import pytest
+
+from mysqlraft.raft import Entry, HardState, LevelDBStore, StoreError, Write
+from mysqlraft.raft.inspection import Copy, Finding
+from mysqlraft.raft.leveldb_store import _configuration_key, _entry_key
+from tests.raft.cluster import chained, configuration
+
+THREE = configuration(3)
+ENTRIES = chained(1, 1, 2, 2, 3, 3, configured=THREE)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LevelDBStore]:
+    made = LevelDBStore(tmp_path / "site", "test", 1)
+    made.write([Write(HardState(3), ENTRIES, commit=5)])
+    yield made
+    made.close()
+
+
+def findings(directory: Path, first: int = 1, last: int | None = None) -> list[Finding]:
+    with Copy(directory) as copy:
+        found = list(copy.verify(first, copy.bounds()[1] if last is None else last))
+    assert list(directory.glob(".reading-*")) == [], "the copy is gone"
+    return [finding for finding in found if finding is not None]
+
+
+def damaged(store: LevelDBStore, key: bytes, value: bytes | None) -> Path:
+    store.close()
+    database = plyvel.DB(str(store.directory / "log"))
+    if value is None:
+        database.delete(key)
+    else:
+        database.put(key, value)
+    database.close()
+    return store.directory
+
+
+def flipped(entry: Entry, position: int) -> bytes:
+    record = bytearray(entry.record)
+    record[position] ^= 1
+    return bytes(record)
+
+
+def test_a_running_sites_log_is_read(store: LevelDBStore) -> None:
+    with Copy(store.directory) as copy:
+        assert copy.owner() == (1, "test", 1)
+        assert copy.bounds() == (1, 6)
+        assert list(copy.entries(2, 3)) == [(2, ENTRIES[1]), (3, ENTRIES[2])]
+        assert list(copy.verify(1, 6)) == [None] * 6
+    store.write([Write(entries=[Entry(7, 3, payload=b"x", kind=ENTRIES[1].kind, previous_chain=ENTRIES[5].chain)])])
+    assert findings(store.directory) == []
+    assert findings(store.directory, 4, 7) == []
+
+
+def test_a_log_that_is_being_written_and_compacted_is_read_whole(store: LevelDBStore) -> None:
+    """Tables come, are merged and go under the reader's hands, all the time, and the writer's stay whole."""
+    stop = threading.Event()
+    written = 6
+
+    def write() -> None:
+        nonlocal written
+        chain = ENTRIES[-1].chain
+        while not stop.is_set():
+            batch = []
+            for index in range(written + 1, written + 41):
+                entry = Entry(index, 3, ENTRIES[1].kind, payload=bytes(30_000), previous_chain=chain)
+                chain = entry.chain
+                batch.append(entry)
+            store.write([Write(entries=batch)])
+            written += 40
+            stop.wait(0.01)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        tables = store.directory / "log"
+        copies = 0
+        while copies < 10 or len(list(tables.glob("*.ldb"))) < 3:
+            copies += 1
+            before = written
+            with Copy(store.directory) as copy:
+                last = copy.bounds()[1]
+                assert last >= before
+                assert list(copy.verify(max(1, last - 300), last)).count(None) == last - max(1, last - 300) + 1
+    finally:
+        stop.set()
+        writer.join()
+    assert findings(store.directory) == []
+
+
+def test_a_flipped_payload(store: LevelDBStore) -> None:
+    assert findings(damaged(store, _entry_key(3), flipped(ENTRIES[2], -1))) == [
+        Finding(3, "is corrupt: entry 3: payload checksum mismatch")
+    ]
+
+
+def test_a_flipped_header(store: LevelDBStore) -> None:
+    assert findings(damaged(store, _entry_key(3), flipped(ENTRIES[2], 30))) == [
+        Finding(3, "is corrupt: header checksum mismatch")
+    ]
+
+
+def test_a_torn_record(store: LevelDBStore) -> None:
+    (finding,) = findings(damaged(store, _entry_key(6), ENTRIES[5].record[:40]))
+    assert finding.index == 6
+    assert "is shorter than its header" in finding.problem
+
+
+def test_a_missing_entry(store: LevelDBStore) -> None:
+    assert findings(damaged(store, _entry_key(4), None)) == [Finding(4, "is missing")]
+
+
+def test_an_entry_of_another_log(store: LevelDBStore) -> None:
+    """Sound in itself, and not the one that was written there."""
+    other = Entry(4, 2, ENTRIES[3].kind, payload=b"other", previous_chain=ENTRIES[2].chain)
+    found = findings(damaged(store, _entry_key(4), other.record))
+    assert found == [Finding(5, "does not continue entry 4: the running checksum differs")]
+    assert findings(store.directory, 5) == found, "the entry before the first one is looked at, too"
+    assert findings(store.directory, 6) == []
+
+
+def test_a_term_that_goes_back(store: LevelDBStore) -> None:
+    other = Entry(4, 1, ENTRIES[3].kind, payload=b"4@2", previous_chain=ENTRIES[2].chain)
+    assert Finding(4, "is of term 1, after one of term 2") in findings(damaged(store, _entry_key(4), other.record))
+
+
+def test_an_entry_in_the_wrong_place(store: LevelDBStore) -> None:
+    found = findings(damaged(store, _entry_key(4), ENTRIES[4].record))
+    assert found == [Finding(4, "is missing: entry 5 is in its place")]
+
+
+def test_a_configuration_kept_wrongly(store: LevelDBStore) -> None:
+    found = findings(damaged(store, _configuration_key(1), configuration(2).encode()))
+    assert found == [Finding(1, "is a configuration, and the copy of it that is read at start differs")]
+
+
+def test_a_damaged_value_beside_the_log(store: LevelDBStore) -> None:
+    assert findings(damaged(store, b"mhard", bytes(24))) == [Finding(0, "record mhard is corrupt")]
+
+
+def test_a_log_that_ends_before_what_was_committed(store: LevelDBStore) -> None:
+    assert findings(damaged(store, _entry_key(6), None)) == []
+    assert findings(damaged(store, _entry_key(5), None)) == [
+        Finding(0, "everything up to 5 was committed, and the log ends at 4")
+    ]
+
+
+def test_a_damaged_leveldb_log(store: LevelDBStore) -> None:
+    store.close()
+    path = max((store.directory / "log").glob("*.log"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data + bytes(100))
+    first, *_ = findings(store.directory, 1, 6)
+    assert first.problem.startswith("LevelDB finds its files damaged, and entries may be missing")
+
+
+def damaged_table(store: LevelDBStore, wanted: bytes, offset: int) -> Path:
+    """Flips bits in the table file, `offset` from where `wanted` is."""
+    store._db.compact_range()
+    store.close()
+    (table,) = (store.directory / "log").glob("*.ldb")
+    data = bytearray(table.read_bytes())
+    data[data.index(wanted) + offset] ^= 0xFF
+    table.write_bytes(data)
+    return store.directory
+
+
+def test_a_record_damaged_in_its_table(store: LevelDBStore) -> None:
+    directory = damaged_table(store, ENTRIES[2].record[:30], 20)
+    assert findings(directory) == [Finding(3, "is corrupt: header checksum mismatch")]
+
+
+def test_a_table_whose_structure_is_damaged(store: LevelDBStore) -> None:
+    directory = damaged_table(store, ENTRIES[2].record[:30], -2)
+    found = findings(directory, 1, 6)
+    print(found)
+    assert found
+    assert found[0].index == 3
+    with pytest.raises(StoreError):
+        LevelDBStore(directory, "test", 1)
+
+
+def test_a_copy_does_not_fill_the_disk(store: LevelDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mysqlraft.raft.inspection.SPARE_BYTES", 1 << 60)
+    with pytest.raises(StoreError, match="there is no room in"):
+        findings(store.directory)
+    assert list(store.directory.glob(".reading-*")) == []
+
+
+def test_a_directory_without_a_log(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no log"), Copy(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_written_to_is_copied(store: LevelDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tempfile
+    from typing import Any
+
+    made = tempfile.mkdtemp
+
+    def refused(prefix: str, dir: Any = None) -> str:
+        if dir is not None:
+            raise PermissionError(13, "Permission denied")
+        return made(prefix=prefix)
+
+    monkeypatch.setattr("mysqlraft.raft.inspection.tempfile.mkdtemp", refused)
+    assert findings(store.directory) == []
