@@ -78,6 +78,7 @@ class LevelDBStore:
             self._recovered = self._numbers(b"mrecovered", _U64, (0,))[0]
             bootstrapped = self._sealed_value(b"mbootstrap")
             self._bootstrapped = None if bootstrapped is None else Configuration.decode(bootstrapped)
+            self._check_end()
         except BaseException:
             self.close()
             raise
@@ -207,7 +208,7 @@ class LevelDBStore:
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise StoreError(f"{self.directory}: {error.strerror}") from error
+            raise StoreError(f"{self.directory}: {error.strerror}{_remedy(str(error.strerror))}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -237,6 +238,16 @@ class LevelDBStore:
                 f"{self.directory} belongs to site {owner[1]} of cluster {owner[0]!r}, "
                 f"this is site {site} of cluster {cluster!r}"
             )
+
+    def _check_end(self) -> None:
+        """A log that ends too early, or a hard state that was forgotten, is not what this site has promised. An end
+        that was not synced LevelDB has cut, and nobody knew of it; of this one somebody does."""
+        last = self._last_index
+        if self._commit > last:
+            raise self._damaged(f"the log ends at {last}, but everything up to {self._commit} was committed")
+        term = self.entries(last, last, 1)[0].term if last > self._base.index else self._base.term
+        if term > self._hard_state.term:
+            raise self._damaged(f"entry {last} is of term {term}, but record mhard of {self._hard_state.term}")
 
     def _find_last_index(self) -> int:
         with self._errors("cannot be read"), self._db.raw_iterator(verify_checksums=True) as raw:
@@ -277,5 +288,30 @@ class LevelDBStore:
     def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
+        except plyvel.CorruptionError as error:
+            raise self._damaged(f"LevelDB {what}: {_text(error)}") from error
         except (plyvel.Error, OSError) as error:
-            raise StoreError(f"{self.directory} {what}: {error}") from error
+            text = _text(error)
+            raise StoreError(f"{self.directory} {what}: {text}{_remedy(text)}") from error
+
+
+def _text(error: Exception) -> str:
+    said = error.args[0] if error.args else ""
+    return said.decode(errors="replace") if isinstance(said, bytes) else str(error)
+
+
+_REMEDIES = {
+    ("No space left on device", "Disk quota exceeded", "File too large"): "make room there",
+    ("Read-only file system",): "mount it for writing, once it is known why it is not",
+    ("Permission denied", "Operation not permitted"): "let the daemon's account read and write all of it",
+    ("Too many open files",): "raise the daemon's limit of open files (LimitNOFILE)",
+    ("Input/output error",): "the disk fails: look at the kernel's log, and replace it",
+}
+
+
+def _remedy(text: str) -> str:
+    """What to do about an error of the operating system."""
+    for errors, remedy in _REMEDIES.items():
+        if any(error in text for error in errors):
+            return f"; {remedy}. Nothing that was acknowledged is lost: starting again goes on from what is on disk"
+    return ""

@@ -219,11 +219,15 @@ class Node:
 
     def committed_entries(self, first_index: int, max_bytes: int) -> Sequence[Entry]:
         """The committed entries from `first_index` on: at least one if there is one, no more than fit into
-        `max_bytes`. Raises StoreError if they are no longer in the log."""
+        `max_bytes`. Raises StoreError if they are no longer in the log, or damaged, which ends this site, too."""
         log = self._core.log
         if first_index < log.first_index:
             raise StoreError(f"entry {first_index} is not in the log any more, it begins at {log.first_index}")
-        return log.slice(first_index, self.commit_index, max_bytes)
+        try:
+            return log.slice(first_index, self.commit_index, max_bytes)
+        except StoreError as error:
+            self._fail(error)  # of what this site has acknowledged
+            raise
 
     async def wait_committed(self, index: int) -> None:
         """Until `commit_index` is at least `index`."""

@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from mysqlraft.admin.status import own
 from mysqlraft.daemon import EXIT_ADDRESS, EXIT_CONFIGURATION
 from mysqlraft.sandbox.cluster import Cluster, ClusterSite
 from mysqlraft.sandbox.servers import Installation
+from tests.harness.daemons import ended, free_port, running, settings
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -286,46 +286,6 @@ def _other(site: ClusterSite) -> dict[str, Any]:
 # How it ends when it cannot begin. These need no server.
 
 
-def settings(directory: Path, **changes: Any) -> Path:
-    written: dict[str, Any] = {
-        "cluster": {"id": "test", "sites": [{"id": 1, "name": "tokyo", "address": f"127.0.0.1:{_free()}"}]},
-        "site": "tokyo",
-        "data_dir": str(directory / "log"),
-        "insecure": True,
-        "admin": {"listen": f"127.0.0.1:{_free()}"},
-        "mysql": {"socket": str(directory / "absent.sock"), "user": "root"},
-        **changes,
-    }
-    path = directory / "tokyo.yaml"
-    path.write_text(yaml.safe_dump(written))
-    return path
-
-
-def _free() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def running(path: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "mysqlraft", "run", "--config", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}) as daemon:
-        try:
-            yield daemon
-        finally:
-            daemon.kill()
-
-
-def ended(path: Path) -> tuple[int, str]:
-    with running(path) as daemon:
-        _, errors = daemon.communicate(timeout=30)
-    print(errors)
-    assert "Traceback" not in errors
-    return daemon.returncode, errors
-
-
 def test_other_members(tmp_path: Path) -> None:
     path = settings(tmp_path)
     with running(path) as daemon:
@@ -334,7 +294,7 @@ def test_other_members(tmp_path: Path) -> None:
         daemon.terminate()
         assert daemon.wait(20) == 0
     members = yaml.safe_load(path.read_text())["cluster"]
-    members["sites"].append({"id": 2, "name": "oslo", "address": f"127.0.0.1:{_free()}"})
+    members["sites"].append({"id": 2, "name": "oslo", "address": f"127.0.0.1:{free_port()}"})
     status, errors = ended(settings(tmp_path, cluster=members))
     assert status == EXIT_CONFIGURATION
     assert "cluster.sites: this site was bootstrapped with {1=tokyo@" in errors
