@@ -6,10 +6,12 @@ from mysqlraft.raft.core import Limits, NotLeader, RaftCore, Ready, Role
 from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
 from mysqlraft.raft.forward import Forwarder
 from mysqlraft.raft.leveldb_store import LevelDBStore
-from mysqlraft.raft.memory_store import MemoryStore
+from mysqlraft.raft.memory_store import MemorySnapshotStore, MemoryStore
 from mysqlraft.raft.node import Node
 from mysqlraft.raft.participant import Participant
 from mysqlraft.raft.sessions import SessionTable
+from mysqlraft.raft.snapshot import Snapshot
+from mysqlraft.raft.snapshot_store import FileSnapshotStore, SnapshotStore
 from mysqlraft.raft.store import HardState, LogStore, StableStore, Store, StoreError, Write, WrongDirectory
 
 __all__ = [
@@ -20,11 +22,13 @@ __all__ = [
     "CorruptRecord",
     "Entry",
     "EntryKind",
+    "FileSnapshotStore",
     "Forwarder",
     "HardState",
     "LevelDBStore",
     "Limits",
     "LogStore",
+    "MemorySnapshotStore",
     "MemoryStore",
     "Node",
     "NotLeader",
@@ -34,6 +38,8 @@ __all__ = [
     "Role",
     "Server",
     "SessionTable",
+    "Snapshot",
+    "SnapshotStore",
     "StableStore",
     "Store",
     "StoreError",

@@ -48,10 +48,13 @@ from mysqlraft.raft.messages import (
     ForwardStatus,
     Heartbeat,
     HeartbeatResponse,
+    InstallSnapshot,
     Message,
     Proposal,
     ReadIndexRequest,
     ReadIndexResponse,
+    SnapshotChunk,
+    SnapshotChunkRequest,
     TimeoutNow,
     VoteRequest,
     VoteResponse,
@@ -59,7 +62,8 @@ from mysqlraft.raft.messages import (
 from mysqlraft.raft.preference import Preference
 from mysqlraft.raft.progress import Progress, ProgressState
 from mysqlraft.raft.quorum import Vote, agreed, tally
-from mysqlraft.raft.store import HardState, Store, Write
+from mysqlraft.raft.snapshot import Snapshot, SnapshotWork
+from mysqlraft.raft.store import Base, Compacted, HardState, Rebase, Store, Write
 
 WITNESS_PATIENCE = 3
 """Election timeouts by which a witness waits longer than others before it campaigns: if they can lead, they do."""
@@ -96,6 +100,10 @@ class Limits:
     """A voter that should rather lead than the leader has to be fit for it for this long before it takes over."""
     cache_bytes: int = 16 * 1024 * 1024
     """Entries kept in memory after they are on disk."""
+    snapshot_chunk_bytes: int = 256 * 1024
+    """One message of a snapshot's transfer."""
+    snapshot_window_bytes: int = 4 * 1024 * 1024
+    """Of a snapshot's transfer, what is on the way to the follower or in its memory."""
 
 
 class Transition(NamedTuple):
@@ -128,6 +136,10 @@ class Ready:
     commit_index: int = 0
     truncations: int = 0
     """How often the log had been truncated when this Ready was given out."""
+    chunk_requests: list[SnapshotChunkRequest] = field(default_factory=list)
+    """Followers that want parts of this leader's snapshot; see snapshot.SnapshotSender."""
+    snapshot_work: list[SnapshotWork] = field(default_factory=list)
+    """For the disk that a snapshot arrives on, beside `write`; see snapshot.SnapshotReceiver."""
 
     @property
     def hard_state(self) -> HardState | None:
@@ -154,7 +166,11 @@ class RaftCore:
     and only committed entries are below it; while `role` is LEADER, `leader` is this site.
     """
 
-    def __init__(self, site: int, store: Store, random: Random, limits: Limits | None = None) -> None:
+    def __init__(
+        self, site: int, store: Store, random: Random, limits: Limits | None = None, snapshot: Snapshot | None = None
+    ) -> None:
+        """`snapshot` is the latest that this site holds. If the log does not reach it, a crash came between the two:
+        it is installed now."""
         self.site = site
         self.limits = limits or Limits()
         self.log = RaftLog(store, self.limits.cache_bytes)
@@ -217,6 +233,18 @@ class RaftCore:
         self._outstanding: list[Ready] = []
         self._write_stalled = 0
         """Ticks for which the oldest outstanding Ready has not been advanced."""
+
+        self.snapshot: Snapshot | None = None
+        """The latest that this site holds: what a leader has for followers whose next entry is gone."""
+        self.offer: InstallSnapshot | None = None
+        """Follower: the last snapshot that the leader told of and that this site needs."""
+        self._chunk_requests: list[SnapshotChunkRequest] = []
+        self._rebase: Rebase | None = None
+        """The log's new base, not yet in any Ready."""
+        if snapshot is not None:
+            if snapshot.base.term > self.term:
+                self.term, self.vote = snapshot.base.term, NOBODY  # the crash came before that was written
+            self.install(snapshot)
 
     # ---- what there is to know ------------------------------------------------------------------------------------
 
@@ -293,11 +321,12 @@ class RaftCore:
         """A message arrived."""
         if message.to != self.site or message.sender == self.site:
             return
-        if isinstance(message, AppendResponse | HeartbeatResponse) and message.sender not in self.progress:
+        answers = AppendResponse | HeartbeatResponse | SnapshotChunkRequest
+        if isinstance(message, answers) and message.sender not in self.progress:
             # Of a removed member (or not ours to receive): not even its term counts (hashicorp #524).
             return
-        if isinstance(message, Forward | ForwardStatus):
-            return  # of the forwarding protocol, which this is not: see participant.py
+        if isinstance(message, Forward | ForwardStatus | SnapshotChunk):
+            return  # of the protocols on top, which this is not: see participant.py
         if message.term > self.term:
             if isinstance(message, VoteRequest):
                 if not message.transfer and self._hears_leader():
@@ -317,7 +346,7 @@ class RaftCore:
             else:
                 self._step_greater_term(message)
         elif message.term < self.term:
-            if isinstance(message, AppendRequest | Heartbeat):
+            if isinstance(message, AppendRequest | Heartbeat | InstallSnapshot):
                 # A leader of an older term that cannot know better, or we are the ones who were away: this answer
                 # makes it step down, so that one election later all are in one term (etcd: stuck candidates).
                 self._send(AppendResponse(message.sender, self.site, self.term, message.progress, 0, True, 0, 0))
@@ -367,9 +396,11 @@ class RaftCore:
 
     def caught_up(self, site: int) -> bool:
         """Whether a member has on its disk what this leader's log held an election timeout ago or more, at least
-        what it held when this leader was elected, and is still heard from."""
+        what it held when this leader was elected, needs no snapshot, and is still heard from."""
         progress = self.progress.get(site)
-        return progress is not None and progress.match >= self._recent_last[0] and site not in self._silent
+        if progress is None or site in self._silent:
+            return False
+        return progress.match >= max(self._recent_last[0], self.log.base.index)
 
     def transfer(self, target: int = NOBODY) -> int:
         """Hand leadership to `target`, or to the voter that is most fit to lead. Returns whom.
@@ -405,8 +436,64 @@ class RaftCore:
     def unreachable(self, site: int) -> None:
         """The connection to `site` broke: what was on the way may be lost."""
         progress = self.progress.get(site)
-        if progress is not None and progress.state is ProgressState.REPLICATE:
+        if progress is None:
+            return
+        if progress.state is ProgressState.REPLICATE:
             progress.become_probe()
+        elif progress.state is ProgressState.SNAPSHOT:
+            self._offer_snapshot(site, progress)
+
+    # ---- snapshots ------------------------------------------------------------------------------------------------
+
+    def compact(self, index: int) -> int:
+        """Let go of the log's entries up to `index`, as far as that may be: of committed ones that are on disk here,
+        and of none that a follower still needs after the snapshot that it is getting. Returns the last one that is
+        gone. The caller sees to it that something else, a snapshot or the FSM itself, holds what they did."""
+        index = min([index, self.log.commit, self.log.stable, *self._pins()])
+        if index > self.log.base.index:
+            self._put(self.log.compact(index))
+        return self.log.base.index
+
+    def _pins(self) -> list[int]:
+        return [pinned for progress in self.progress.values() if (pinned := progress.pinned) is not None]
+
+    def snapshot_point(self, index: int) -> tuple[Base, int, Configuration]:
+        """What a snapshot of the FSM after the committed entry `index` has to carry: the base, and the configuration
+        at it with the index of its entry. Raises Compacted if the log does not hold that any more."""
+        term, chain = self.log.term(index), self.log.chain(index)
+        configuration = self.log.configuration_at(index)
+        if term is None or chain is None or configuration is None:
+            raise Compacted(f"entry {index} is not in the log any more, it begins at {self.log.first_index}")
+        return Base(index, term, chain), *configuration
+
+    def install(self, snapshot: Snapshot) -> bool:
+        """A snapshot is on this site's disk, complete and durable: of this site's own making, or received. It takes
+        the place of the log up to its last index, but never goes back behind what is committed here. True if it did;
+        then the FSM is to be restored from it."""
+        if self.snapshot is None or snapshot.last_index > self.snapshot.last_index:
+            self.snapshot = snapshot
+        if snapshot.last_index <= self.log.commit or self.role is Role.LEADER:
+            return False
+        configuration = (snapshot.configuration_index, snapshot.configuration)
+        rebase = self.log.restore(snapshot.base, configuration)
+        self._put(rebase)
+        if rebase.keep:
+            self._given = max(self._given, snapshot.last_index)
+        else:
+            self._given = snapshot.last_index
+            self._truncations += 1
+        self._verified = max(self._verified, snapshot.last_index)
+        if self._latest_configuration() is not self._configuration:
+            self._adopt_configuration()
+        offer = self.offer
+        if offer is not None and (offer.term, offer.last_index) == (self.term, snapshot.last_index):
+            self._acknowledge(offer, snapshot.last_index)
+        return True
+
+    def _put(self, rebase: Rebase) -> None:
+        if self._rebase is not None and not self._rebase.keep:
+            rebase = rebase._replace(keep=False)  # what is on disk is still to go
+        self._rebase = rebase
 
     # ---- output ---------------------------------------------------------------------------------------------------
 
@@ -419,15 +506,25 @@ class RaftCore:
         hard_state = self._hard_state_given
         if hard_state != (self.term, self.vote):
             hard_state = HardState(self.term, self.vote)
-        if hard_state is not self._hard_state_given or self._given < log.last_index:
+        if hard_state is not self._hard_state_given or self._given < log.last_index or self._rebase is not None:
             entries = log.slice(self._given + 1, log.last_index, NO_LIMIT)
             commit = min(log.commit, log.last_index)
-            write = Write(hard_state if hard_state != self._hard_state_given else None, entries, commit)
+            changed = hard_state if hard_state != self._hard_state_given else None
+            write = Write(changed, entries, commit, rebase=self._rebase)
+            self._rebase = None
             self._hard_state_given = hard_state
             self._commit_given = commit
             self._given = self.log.last_index
         moved = self._commit_reported < self.log.commit
-        if not (write or moved or self._messages or self._promises or self._read_states or self._transitions):
+        if not (
+            write
+            or moved
+            or self._messages
+            or self._promises
+            or self._read_states
+            or self._transitions
+            or self._chunk_requests
+        ):
             return None
         self._commit_reported = self.log.commit
         self._number += 1
@@ -440,6 +537,7 @@ class RaftCore:
             self._transitions,
             self.log.commit,
             self._truncations,
+            self._chunk_requests,
         )
         if hard_state != self._hard_state_durable:
             # Nothing may be said in a term that a crash could make us forget.
@@ -449,6 +547,7 @@ class RaftCore:
             ready.messages += ready.promises
             ready.promises = []
         self._messages, self._promises, self._read_states, self._transitions = [], [], [], []
+        self._chunk_requests = []
         if ready.write or ready.promises:
             self._outstanding.append(ready)
         return ready
@@ -467,10 +566,13 @@ class RaftCore:
             self._hard_state_durable = ready.write.hard_state
             if self.role is Role.CANDIDATE and ready.write.hard_state == (self.term, self.site):
                 self._count_vote(self.site, True)
-        if ready.write.entries:
+        if ready.write.entries or ready.write.rebase is not None:
             if ready.truncations == self._truncations:
                 # Else what this write put there is being replaced by a later one, which will say so itself.
-                self.log.stabilized(ready.write.entries[-1].index)
+                if ready.write.rebase is not None:
+                    self.log.stabilized(ready.write.rebase.base.index)
+                if ready.write.entries:
+                    self.log.stabilized(ready.write.entries[-1].index)
             if self.role is Role.LEADER:
                 self._maybe_commit()
 
@@ -497,8 +599,10 @@ class RaftCore:
             self._become_follower(self.term, NOBODY, "own log writes make no progress")
             return
         for progress in self.progress.values():
-            if progress.inflights.bytes:
+            if progress.inflights.bytes or progress.state is ProgressState.SNAPSHOT:
                 progress.silent_ticks += 1
+            if progress.state is ProgressState.SNAPSHOT and progress.silent_ticks >= self.limits.watchdog_ticks:
+                progress.give_up()
         if self.transferee != NOBODY:
             self._transfer_elapsed += 1
             if self._transfer_elapsed >= self.limits.election_ticks:
@@ -519,6 +623,8 @@ class RaftCore:
             self._silent = frozenset(site for site, active in heard.items() if not active)
             self._recent_last = (self._recent_last[1], self.log.last_index)
             for progress in self.progress.values():
+                if not progress.active:
+                    progress.give_up()
                 progress.active = False
 
     def _hears_leader(self) -> bool:
@@ -598,7 +704,7 @@ class RaftCore:
     # ---- votes ----------------------------------------------------------------------------------------------------
 
     def _step_greater_term(self, message: Message) -> None:
-        leads = isinstance(message, AppendRequest | Heartbeat | CommitNotice)
+        leads = isinstance(message, AppendRequest | Heartbeat | CommitNotice | InstallSnapshot)
         leader = message.sender if leads else NOBODY
         self._become_follower(message.term, leader, f"site {message.sender} is in term {message.term}")
 
@@ -659,7 +765,20 @@ class RaftCore:
             if self._latest_configuration() is not self._configuration:
                 self._adopt_configuration()
 
-    def _acknowledge(self, m: AppendRequest, index: int) -> None:
+    def _on_install_snapshot(self, m: InstallSnapshot) -> None:
+        self._follow(m.sender)
+        if m.last_index <= self.log.commit:
+            self._verified = max(self._verified, self.log.commit)
+            self._acknowledge(m, self.log.commit)
+        elif self.log.matches(m.last_index, m.last_term):
+            # The log here reaches it, and says more: that all of this is committed is all there was to learn.
+            self._verified = max(self._verified, m.last_index)
+            self._learn_commit(m.last_index)
+            self._acknowledge(m, m.last_index)
+        else:
+            self.offer = m
+
+    def _acknowledge(self, m: AppendRequest | InstallSnapshot, index: int) -> None:
         response = AppendResponse(m.sender, self.site, self.term, m.progress, index, False, 0, 0)
         if index <= self.log.stable:
             self._send(response)
@@ -710,7 +829,7 @@ class RaftCore:
         if self.transferee not in self._configuration.voters:
             self.transferee = NOBODY
 
-    def _peer(self, m: AppendResponse | HeartbeatResponse) -> Progress | None:
+    def _peer(self, m: AppendResponse | HeartbeatResponse | SnapshotChunkRequest) -> Progress | None:
         progress = self.progress.get(m.sender)
         if progress is None or progress.session != m.progress:
             return None
@@ -724,16 +843,25 @@ class RaftCore:
         if m.rejected:
             agree = self.log.conflict(m.hint_index, m.hint_term)[0]
             progress.rejected(m.index, agree)
-        elif m.index <= self.log.last_index and progress.accepted(m.index):
-            self._maybe_commit()
-            self._hand_over_if_caught_up()
+        elif m.index <= self.log.last_index:
+            news = progress.accepted(m.index)
+            if progress.state is ProgressState.SNAPSHOT and progress.match >= self.log.base.index:
+                progress.become_replicate()
+            if news:
+                self._maybe_commit()
+                self._hand_over_if_caught_up()
+            if progress.match >= self.log.commit:
+                progress.catching_up = False
 
     def _on_heartbeat_response(self, m: HeartbeatResponse) -> None:
         progress = self._peer(m)
         if progress is None:
             return
         progress.probe_sent = False
-        if progress.silent_ticks >= self.limits.watchdog_ticks:
+        if progress.state is ProgressState.SNAPSHOT:
+            if progress.silent_ticks - progress.offered_at >= self.limits.election_ticks:
+                self._offer_snapshot(m.sender, progress)  # it lives, and asks for nothing: something was lost
+        elif progress.silent_ticks >= self.limits.watchdog_ticks:
             progress.become_probe()
         self._rounds_answered[m.sender] = max(self._rounds_answered.get(m.sender, 0), m.round)
         self._confirm_reads()
@@ -789,6 +917,7 @@ class RaftCore:
         previous_term = self.log.term(previous)
         if previous_term is None:
             progress.become_snapshot()
+            self._offer_snapshot(site, progress)
             return
         probing = progress.state is ProgressState.PROBE
         limit = self.limits.probe_bytes if probing else self.limits.append_bytes
@@ -799,6 +928,40 @@ class RaftCore:
         self._messages.append(request)
         progress.announced_commit = self.log.commit
         progress.sent(previous + len(entries), len(entries), total_size(entries))
+
+    # ---- snapshots for followers ----------------------------------------------------------------------------------
+
+    def _offer_snapshot(self, site: int, progress: Progress) -> None:
+        """Tell a follower in SNAPSHOT what it needs: the snapshot that it is getting, as long as the log after that is
+        kept for it, else the latest. Without one there is nothing to tell until there is one."""
+        if not progress.catching_up or progress.snapshot is None:
+            snapshot = self.snapshot
+            if snapshot is None or snapshot.last_index < self.log.base.index:
+                return
+            if progress.snapshot is None or progress.snapshot.name != snapshot.name:
+                progress.snapshot = snapshot
+                progress.snapshot_offset = 0
+            progress.catching_up = True
+            progress.silent_ticks = 0
+        progress.offered_at = progress.silent_ticks
+        base, configuration_index, configuration, size, checksum = progress.snapshot
+        self._send(
+            InstallSnapshot(
+                site, self.site, self.term, progress.session, *base,
+                configuration_index, configuration.encode(), size, checksum,
+            )
+        )  # fmt: skip
+
+    def _on_chunk_request(self, m: SnapshotChunkRequest) -> None:
+        progress = self._peer(m)
+        if progress is None or progress.snapshot is None:
+            return
+        if not progress.catching_up:
+            self._offer_snapshot(m.sender, progress)  # the log after that one may be gone: perhaps it takes another
+        if (m.last_index, m.snapshot_checksum) != (progress.snapshot.last_index, progress.snapshot.checksum):
+            return
+        progress.chunk_requested(m.offset)
+        self._chunk_requests.append(m)
 
     # ---- leadership transfer --------------------------------------------------------------------------------------
 
@@ -899,5 +1062,7 @@ _HANDLERS = cast(
         TimeoutNow: RaftCore._on_timeout_now,
         ReadIndexRequest: RaftCore._on_read_index_request,
         ReadIndexResponse: RaftCore._on_read_index_response,
+        InstallSnapshot: RaftCore._on_install_snapshot,
+        SnapshotChunkRequest: RaftCore._on_chunk_request,
     },
 )

@@ -3,7 +3,8 @@
 Keys and values (numbers big endian; a *sealed* value is its xxh3-64 followed by the value)::
 
     l<index u64>    the entry's record (entry.py)
-    c<index u64>    the payload of that entry, if it is a configuration: found at start without reading the log
+    c<index u64>    the payload of that entry, if it is a configuration: found at start without reading the log.
+                    The last one up to the base stays when its entry is compacted away
     mformat         sealed msgpack [version, cluster id, site id]
     mhard           sealed term u64, vote u64
     mbase           sealed index u64, term u64, chain u64 of the entry before the first one
@@ -12,6 +13,10 @@ Keys and values (numbers big endian; a *sealed* value is its xxh3-64 followed by
     mrecovered      sealed index u64: the last one when members were forced on this site (recovery.py)
 
 One `write` is one synced LevelDB batch, so a truncation and the append that follows it are on disk both or neither.
+
+Compaction only moves `mbase`: from then on the entries up to it do not exist, whatever LevelDB still holds. `sweep`
+deletes them later, a slice at a time and in another thread, for a large batch of deletes would stop everything
+behind it (raft-boltdb; leveldb #170). It goes on where it was: it never walks over what it has deleted itself.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +36,7 @@ from xxhash import xxh3_64_intdigest
 
 from mysqlraft.raft.configuration import Configuration
 from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
-from mysqlraft.raft.store import Base, HardState, StoreError, Write, WrongDirectory
+from mysqlraft.raft.store import Base, HardState, Rebase, StoreError, Write, WrongDirectory
 
 FORMAT_VERSION = 1
 WRITE_BUFFER_BYTES = 8 * 1024 * 1024
@@ -76,6 +82,8 @@ class LevelDBStore:
             self._commit = self._numbers(b"mcommit", _U64, (0,))[0]
             self._last_index = self._find_last_index()
             self._recovered = self._numbers(b"mrecovered", _U64, (0,))[0]
+            self._swept = 0
+            """No entry up to here is left in the database."""
             bootstrapped = self._sealed_value(b"mbootstrap")
             self._bootstrapped = None if bootstrapped is None else Configuration.decode(bootstrapped)
             self._check_end()
@@ -142,20 +150,26 @@ class LevelDBStore:
         return found
 
     def write(self, writes: Sequence[Write]) -> None:
-        last_index = self._last_index
+        base, last_index = self._base, self._last_index
+        configured: list[int] = []
         hard_state, commit, bootstrapped = self._hard_state, self._commit, self._bootstrapped
         with self._errors("cannot be written"):
             batch = self._db.write_batch(sync=any(write.must_sync for write in writes))
             put = batch.put
             for write in writes:
+                if write.rebase is not None:
+                    self._rebase(batch, write.rebase, configured, last_index)
+                    base = write.rebase.base
+                    last_index = max(last_index, base.index) if write.rebase.keep else base.index
                 if write.entries:
                     first = write.entries[0].index
-                    if not self._base.index < first <= last_index + 1:
+                    if not base.index < first <= last_index + 1:
                         raise StoreError(f"entry {first} would leave a gap after {last_index}")
                     for entry in write.entries:
                         put(_entry_key(entry.index), entry.record)
                         if entry.kind is EntryKind.CONFIGURATION:
                             put(_configuration_key(entry.index), entry.payload)
+                            configured.append(entry.index)
                     if first <= last_index:
                         self._truncate(batch, write.entries, last_index)
                     last_index = write.entries[-1].index
@@ -172,8 +186,30 @@ class LevelDBStore:
             if commit != self._commit:
                 put(b"mcommit", _sealed(_U64.pack(commit)))
             batch.write()
-        self._last_index = last_index
+        self._base, self._last_index = base, last_index
         self._hard_state, self._commit, self._bootstrapped = hard_state, commit, bootstrapped
+
+    def sweep(self, count: int) -> bool:
+        first, last = self._swept + 1, self._base.index
+        if first > last:
+            return False
+        with self._errors("cannot be written"):
+            keys = self._db.iterator(
+                start=_entry_key(first), stop=_entry_key(last), include_stop=True, include_value=False
+            )
+            slice_ = list(islice(keys, count))
+            keys.close()
+            with self._db.write_batch() as batch:
+                for key in slice_:
+                    batch.delete(key)
+            if len(slice_) == count:
+                self._swept = _U64.unpack(slice_[-1][1:])[0]
+                return True
+            self._swept = last
+            # LevelDB frees the space of deleted entries only when it rewrites their files, which it has no other
+            # reason to do: nothing is ever put there again.
+            self._db.compact_range(start=_entry_key(0), stop=_entry_key(last))
+        return False
 
     def close(self) -> None:
         """Release the directory. Closing again changes nothing."""
@@ -191,6 +227,21 @@ class LevelDBStore:
         batch.put(_configuration_key(max(1, self._base.index)), members.encode())
         batch.put(b"mrecovered", _sealed(_U64.pack(self._last_index)))
         self._recovered = self._last_index
+
+    def _rebase(self, batch: Any, rebase: Rebase, configured: Sequence[int], last_index: int) -> None:
+        """Of the configurations up to the base the last one stays; of the entries after it all or none do. The entries
+        up to the base are left to `sweep`. `configured` are the configurations that this batch has put."""
+        base, configuration, keep = rebase
+        batch.put(b"mbase", _sealed(_TRIPLE.pack(*base)))
+        stored = [_U64.unpack(key[1:])[0] for key in self._db.iterator(prefix=b"c", include_value=False)]
+        for index in {*stored, *configured}:
+            if index <= base.index or not keep:
+                batch.delete(_configuration_key(index))
+        if configuration is not None:
+            batch.put(_configuration_key(configuration[0]), configuration[1].encode())
+        if not keep:
+            for index in range(base.index + 1, last_index + 1):
+                batch.delete(_entry_key(index))
 
     @staticmethod
     def _truncate(batch: Any, entries: Sequence[Entry], last_index: int) -> None:
@@ -257,6 +308,8 @@ class LevelDBStore:
         if not last.startswith(b"l"):
             return self._base.index
         index: int = _U64.unpack(last[1:])[0]
+        if index <= self._base.index:
+            return self._base.index  # compacted away, and not yet swept
         for needed in (self._base.index + 1, index):
             self.entries(needed, needed, 1)
         return index

@@ -6,8 +6,12 @@
                   '------ kept in memory ------------'
     '-------- in the store -----------'
 
-Invariants: base <= commit <= last; stable <= last; everything after `stable` is in memory. `commit` may be greater
-than `stable`: a majority of *other* sites can have an entry on disk before this one does.
+Invariants: base <= commit <= last; stable <= last; everything after both `base` and `stable` is in memory. `commit`
+may be greater than `stable`: a majority of *other* sites can have an entry on disk before this one does. `stable` is
+smaller than `base` only while a snapshot's base is being written.
+
+The base is what compaction, or a snapshot from the leader, has put in the place of all entries up to it: their last
+index, term and running checksum. So logs can still be compared there.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from itertools import islice
 
 from mysqlraft.raft.configuration import Configuration
 from mysqlraft.raft.entry import Entry, EntryKind
-from mysqlraft.raft.store import LogStore
+from mysqlraft.raft.store import Base, Compacted, LogStore, Rebase
 
 ENTRY_OVERHEAD = 400
 """Bytes that a cached entry takes beside its record: a tuple, its integers, a bytes header."""
@@ -34,6 +38,8 @@ class RaftLog:
 
     def __init__(self, store: LogStore, cache_bytes: int) -> None:
         self._store = store
+        self.base = store.base
+        """The entry before the first one there is."""
         self._cache_bytes = cache_bytes
         """How much of the stable tail to keep in memory for followers and consumers that are nearly up to date."""
         self._entries: list[Entry] = []
@@ -44,7 +50,7 @@ class RaftLog:
         self.stable = store.last_index
         """Up to here the log is on disk."""
         self._last_term, self._last_chain = self._tail(store)
-        self.commit = store.base.index
+        self.commit = self.base.index
         """Up to here a majority has the entries. Never goes back."""
         self._configurations = store.configurations()
 
@@ -59,7 +65,7 @@ class RaftLog:
     @property
     def first_index(self) -> int:
         """The first entry there is, or would be."""
-        return self._store.base.index + 1
+        return self.base.index + 1
 
     @property
     def last_index(self) -> int:
@@ -88,7 +94,7 @@ class RaftLog:
         """The term of the entry at `index`, None if the log does not reach there or no longer holds it."""
         if index == self.last_index:
             return self._last_term
-        base = self._store.base
+        base = self.base
         if base.index < index < self.last_index:
             return self.entry(index).term
         return base.term if index == base.index else None
@@ -96,11 +102,14 @@ class RaftLog:
     def matches(self, index: int, term: int) -> bool:
         return self.term(index) == term
 
-    def _chain(self, index: int) -> int:
+    def chain(self, index: int) -> int | None:
+        """The running checksum up to `index`, None where `term` is."""
         if index == self.last_index:
             return self._last_chain
-        base = self._store.base
-        return base.chain if index == base.index else self.entry(index).chain
+        base = self.base
+        if base.index < index < self.last_index:
+            return self.entry(index).chain
+        return base.chain if index == base.index else None
 
     def up_to_date(self, last_index: int, last_term: int) -> bool:
         """Whether a log that ends so is at least as complete as this one (Raft paper, 5.4.1)."""
@@ -110,6 +119,8 @@ class RaftLog:
         """The entries `first`..`last`, at least one if there is any, no more than fit into `max_bytes`."""
         if first > last:
             return []
+        if first <= self.base.index:
+            raise Compacted(f"entry {first} is not in the log any more, it begins at {self.first_index}")
         if first < self._cached_from:
             return self._store.entries(first, min(last, self._cached_from - 1), max_bytes)
         start, stop = first - self._cached_from, last + 1 - self._cached_from
@@ -148,7 +159,7 @@ class RaftLog:
         while self._configurations and self._configurations[-1][0] >= first:
             self._configurations.pop()
         previous = first - 1
-        base = self._store.base
+        base = self.base
         if previous == base.index:
             self._last_term, self._last_chain = base.term, base.chain
         else:
@@ -184,14 +195,50 @@ class RaftLog:
 
     def conflict(self, index: int, term: int) -> tuple[int, int]:
         """The greatest index <= `index` whose term here is <= `term`, and that term: the furthest place at which this
-        log can agree with one that has `term` at `index`. Skips whole terms in one step (Raft paper, 5.3)."""
+        log can agree with one that has `term` at `index`. Skips whole terms in one step (Raft paper, 5.3). Before the
+        base there is no telling: it can be `index` itself."""
+        if index < self.base.index:
+            return index, term
         index = min(index, self.last_index)
         while index >= self.first_index:
             here = self.term(index)
             if here is not None and here <= term:
                 return index, here
             index -= 1
-        return self._store.base.index, self._store.base.term
+        return self.base.index, self.base.term
+
+    def compact(self, index: int) -> Rebase:
+        """Let go of the entries up to `index`. Invariant of the caller: base < index <= commit and stable."""
+        entry = self.entry(index)
+        self._forget(max(0, index + 1 - self._cached_from))
+        return self._begin_at(Base(index, entry.term, entry.chain), self.configuration_at(index), True)
+
+    def restore(self, base: Base, configuration: tuple[int, Configuration]) -> Rebase:
+        """A snapshot that covers the committed entries up to `base` takes their place. If the log here has the same
+        term there, what follows stays; else the whole log goes (hashicorp #697). Invariant of the caller: the base is
+        after the commit index, so nothing that is committed goes."""
+        keep = self.matches(base.index, base.term)
+        if keep:
+            self._forget(max(0, min(base.index, self.stable) + 1 - self._cached_from))
+        else:
+            self.stable = min(self.stable, self.commit)
+            self._entries.clear()
+            self._bytes = 0
+            self._cached_from = base.index + 1
+            self._last_term, self._last_chain = base.term, base.chain
+        rebase = self._begin_at(base, configuration, keep)
+        self.commit = base.index
+        return rebase
+
+    def _begin_at(self, base: Base, configuration: tuple[int, Configuration] | None, keep: bool) -> Rebase:
+        self.base = base
+        at_base = [] if configuration is None else [configuration]
+        self._configurations = at_base + [each for each in self._configurations if keep and each[0] > base.index]
+        return Rebase(base, configuration, keep)
+
+    def configuration_at(self, index: int) -> tuple[int, Configuration] | None:
+        """The configuration in force at `index`, which the log must hold, and the index of its entry."""
+        return next((each for each in reversed(self._configurations) if each[0] <= index), None)
 
     def commit_to(self, index: int) -> bool:
         """Advance the commit index; it never goes back. True if it moved."""
@@ -218,11 +265,15 @@ class RaftLog:
                 break
             freed += len(entry.record) + ENTRY_OVERHEAD
             count += 1
+        self._forget(count)
+
+    def _forget(self, count: int) -> None:
+        """Drop the oldest `count` entries from the cache."""
+        self._bytes -= sum([len(entry.record) for entry in self._entries[:count]]) + ENTRY_OVERHEAD * count
         del self._entries[:count]
         self._cached_from += count
-        self._bytes -= freed
 
     @property
     def configurations(self) -> Sequence[tuple[int, Configuration]]:
-        """(index, configuration) of every configuration entry, oldest first."""
+        """(index, configuration) of the one in force at the base and of every one after it, oldest first."""
         return self._configurations

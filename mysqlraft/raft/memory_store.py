@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from xxhash import xxh3_64_intdigest
 
 from mysqlraft.raft.configuration import Configuration
 from mysqlraft.raft.entry import Entry, EntryKind
+from mysqlraft.raft.snapshot import Snapshot, SnapshotWork, WorkKind
 from mysqlraft.raft.store import Base, HardState, StoreError, Write
 
 
@@ -14,11 +17,14 @@ class MemoryStore:
     the oldest queued ones and `crash` drops all that are queued."""
 
     def __init__(self) -> None:
+        self._base = Base()
+        self._base_configuration: tuple[int, Configuration] | None = None
+        """The last one up to the base, or that of a recovery."""
         self._entries: list[Entry] = []
+        """Those after the base."""
         self._hard_state = HardState()
         self._commit = 0
         self._bootstrapped: Configuration | None = None
-        self._recovery: Configuration | None = None
         self._recovered = 0
         self._void = 0
         """Configurations in the log up to here do not count."""
@@ -28,11 +34,11 @@ class MemoryStore:
 
     @property
     def base(self) -> Base:
-        return Base()
+        return self._base
 
     @property
     def last_index(self) -> int:
-        return len(self._entries)
+        return self._base.index + len(self._entries)
 
     @property
     def hard_state(self) -> HardState:
@@ -51,11 +57,12 @@ class MemoryStore:
         return self._recovered
 
     def entries(self, first: int, last: int, max_bytes: int) -> list[Entry]:
-        if not 1 <= first <= last <= len(self._entries):
-            raise StoreError(f"entries {first}..{last} are not in the log (1..{len(self._entries)})")
+        base = self._base.index
+        if not base < first <= last <= self.last_index:
+            raise StoreError(f"entries {first}..{last} are not in the log ({base + 1}..{self.last_index})")
         found: list[Entry] = []
         size = 0
-        for entry in self._entries[first - 1 : last]:
+        for entry in self._entries[first - base - 1 : last - base]:
             size += entry.size
             if found and size > max_bytes:
                 break
@@ -63,11 +70,11 @@ class MemoryStore:
         return found
 
     def configurations(self) -> list[tuple[int, Configuration]]:
-        forced = [] if self._recovery is None else [(1, self._recovery)]
-        return forced + [
+        at_base = [] if self._base_configuration is None else [self._base_configuration]
+        return at_base + [
             (entry.index, Configuration.decode(entry.payload))
-            for entry in self._entries[self._void :]
-            if entry.kind is EntryKind.CONFIGURATION
+            for entry in self._entries
+            if entry.kind is EntryKind.CONFIGURATION and entry.index > self._void
         ]
 
     def write(self, writes: Sequence[Write]) -> None:
@@ -89,16 +96,20 @@ class MemoryStore:
         for write in self._queued.pop(0):
             if write.hard_state is not None:
                 self._hard_state = write.hard_state
+            if write.rebase is not None:
+                base, self._base_configuration, keep = write.rebase
+                self._entries = [entry for entry in self._entries if keep and entry.index > base.index]
+                self._base = base
             if write.entries:
                 first = write.entries[0].index
-                if not 1 <= first <= len(self._entries) + 1:
-                    raise StoreError(f"entry {first} would leave a gap after {len(self._entries)}")
-                self._entries[first - 1 :] = write.entries
+                if not self._base.index < first <= self.last_index + 1:
+                    raise StoreError(f"entry {first} would leave a gap after {self.last_index}")
+                self._entries[first - self._base.index - 1 :] = write.entries
                 self._void = min(self._void, first - 1)
             if write.bootstrap is not None:
                 self._bootstrapped = write.bootstrap
             if write.recovery is not None:
-                self._recovery = write.recovery
+                self._base_configuration = (max(1, self._base.index), write.recovery)
                 self._recovered = self._void = self.last_index
             if write.commit:
                 self._commit = write.commit
@@ -108,6 +119,70 @@ class MemoryStore:
         for _ in range(min(survivors, len(self._queued))):
             self.sync()
         self._queued.clear()
+
+    def sweep(self, count: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+class MemorySnapshotStore:
+    """Snapshots in memory. What is saved or finished is durable at once; what arrives may lose its end at a crash."""
+
+    def __init__(self) -> None:
+        self.saved: dict[Snapshot, bytes] = {}
+        self.incoming: tuple[Snapshot, bytearray] | None = None
+
+    def latest(self) -> Snapshot | None:
+        return max(self.saved, key=lambda snapshot: snapshot.base, default=None)
+
+    def save(
+        self, base: Base, configuration_index: int, configuration: Configuration, data: Iterable[bytes]
+    ) -> Snapshot:
+        whole = b"".join(data)
+        snapshot = Snapshot(base, configuration_index, configuration, len(whole), xxh3_64_intdigest(whole))
+        self.saved[snapshot] = whole
+        return snapshot
+
+    def read(self, snapshot: Snapshot, offset: int, length: int) -> bytes:
+        if snapshot not in self.saved:
+            raise StoreError(f"there is no snapshot up to {snapshot.last_index}")
+        return self.saved[snapshot][offset : offset + length]
+
+    def data(self, snapshot: Snapshot) -> Iterator[bytes]:
+        yield self.read(snapshot, 0, snapshot.size)
+
+    def perform(self, work: SnapshotWork) -> int:
+        if work.kind is WorkKind.OPEN:
+            if self.incoming is None or self.incoming[0].name != work.snapshot.name:
+                self.incoming = (work.snapshot, bytearray())
+            return len(self.incoming[1])
+        if self.incoming is None or self.incoming[0].name != work.snapshot.name:
+            return 0
+        data = self.incoming[1]
+        if work.kind is WorkKind.WRITE:
+            if work.offset == len(data):
+                data += work.data
+            return len(data)
+        self.incoming = None
+        if work.kind is WorkKind.DROP or xxh3_64_intdigest(data) != work.snapshot.checksum:
+            return 0
+        self.saved[work.snapshot] = bytes(data)
+        return 1
+
+    def reap(self, in_use: Collection[Snapshot]) -> None:
+        for snapshot in sorted(self.saved, key=lambda snapshot: snapshot.base)[:-2]:
+            if snapshot not in in_use:
+                del self.saved[snapshot]
+
+    def crash(self, kept: int, damaged: bool) -> None:
+        """Of what arrives only the first `kept` bytes are there, perhaps `damaged` in the last of them."""
+        if self.incoming is not None:
+            data = self.incoming[1]
+            del data[kept:]
+            if damaged and data:
+                data[-1] ^= 1
 
     def close(self) -> None:
         pass

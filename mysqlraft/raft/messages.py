@@ -22,10 +22,13 @@ __all__ = [
     "ForwardStatus",
     "Heartbeat",
     "HeartbeatResponse",
+    "InstallSnapshot",
     "Message",
     "Proposal",
     "ReadIndexRequest",
     "ReadIndexResponse",
+    "SnapshotChunk",
+    "SnapshotChunkRequest",
     "TimeoutNow",
     "VoteRequest",
     "VoteResponse",
@@ -177,6 +180,59 @@ class ForwardStatus(NamedTuple):
     """Where in the log the one before is, 0 if that is not known."""
 
 
+class InstallSnapshot(NamedTuple):
+    """The entries that the receiver needs next are gone here; this snapshot stands for them. Its bytes are asked for
+    with SnapshotChunkRequests; what says that it is installed is an AppendResponse for `last_index`."""
+
+    to: int
+    sender: int
+    term: int
+    progress: int
+    last_index: int
+    """The last entry that it covers ..."""
+    last_term: int
+    """... its term ..."""
+    last_chain: int
+    """... and the running checksum of the log up to it."""
+    configuration_index: int
+    configuration: bytes
+    """In force at `last_index`, encoded; its entry was at `configuration_index`."""
+    size: int
+    """Bytes of the FSM's data."""
+    checksum: int
+    """xxh3-64 of the FSM's data."""
+
+
+class SnapshotChunkRequest(NamedTuple):
+    """The sender has the snapshot's first bytes and takes those from `offset` up to `limit`."""
+
+    to: int
+    sender: int
+    term: int
+    progress: int
+    last_index: int
+    snapshot_checksum: int
+    attempt: int
+    """Another than before: what was asked for before and has not come is asked for again, from `offset` on."""
+    offset: int
+    limit: int
+
+
+class SnapshotChunk(NamedTuple):
+    """A part of the FSM's data, in a connection of its own."""
+
+    to: int
+    sender: int
+    term: int
+    """That of the request."""
+    last_index: int
+    snapshot_checksum: int
+    offset: int
+    checksum: int
+    """xxh3-64 of `data`."""
+    data: bytes
+
+
 Message = (
     VoteRequest
     | VoteResponse
@@ -190,4 +246,7 @@ Message = (
     | ReadIndexResponse
     | Forward
     | ForwardStatus
+    | InstallSnapshot
+    | SnapshotChunkRequest
+    | SnapshotChunk
 )

@@ -1,4 +1,5 @@
-"""One site's whole pure part: the Raft core, the forwarding of this site's proposals, and the leader's intake.
+"""One site's whole pure part: the Raft core, the forwarding of this site's proposals, the leader's intake, and the
+receiving end of snapshots.
 
 This is what a driver drives: node.py with sockets, disks and a clock, tests/simulation with none of them.
 """
@@ -9,7 +10,8 @@ from random import Random
 
 from mysqlraft.raft.core import Limits, RaftCore, Ready, Role
 from mysqlraft.raft.forward import Forwarder, Intake
-from mysqlraft.raft.messages import Forward, ForwardStatus, Message
+from mysqlraft.raft.messages import Forward, ForwardStatus, Message, SnapshotChunk
+from mysqlraft.raft.snapshot import Snapshot, SnapshotReceiver, SnapshotWork
 from mysqlraft.raft.store import Store
 
 OBSERVE_BYTES = 1024 * 1024
@@ -17,14 +19,18 @@ OBSERVE_BYTES = 1024 * 1024
 
 
 class Participant:
-    """RaftCore, Forwarder and Intake, joined. The same rules as for the core hold: one owner, inputs, `ready`."""
+    """RaftCore, Forwarder, Intake and SnapshotReceiver, joined. The same rules as for the core hold: one owner, inputs,
+    `ready`."""
 
-    def __init__(self, site: int, store: Store, random: Random, limits: Limits | None = None) -> None:
+    def __init__(
+        self, site: int, store: Store, random: Random, limits: Limits | None = None, snapshot: Snapshot | None = None
+    ) -> None:
         self.site = site
-        self.core = RaftCore(site, store, random, limits)
+        self.core = RaftCore(site, store, random, limits, snapshot)
         limits = self.core.limits
         self.forwarder = Forwarder(site, limits.window_bytes, limits.append_bytes, 4 * limits.election_ticks)
         self._intake = Intake(site, 0)
+        self.receiver = SnapshotReceiver(site, limits.snapshot_window_bytes, random.getrandbits(62))
         self._observed = self.core.log.commit
         """Up to here the committed entries have been looked at for our own proposals."""
 
@@ -40,8 +46,13 @@ class Participant:
             if message.to == self.site:
                 self._observe()
                 self.forwarder.on_status(message, self.core.log.commit)
+        elif isinstance(message, SnapshotChunk):
+            if message.to == self.site:
+                self.receiver.chunk(message)
         else:
             self.core.step(message)
+            if (offer := self.core.offer) is not None and offer is message:
+                self.receiver.offered(offer)
 
     def propose(self, session: int, sequence: int, payload: bytes) -> None:
         """A proposal of this site, wherever the leader is. See Forwarder.propose."""
@@ -53,8 +64,28 @@ class Participant:
         if site == self.core.leader:
             self.forwarder.restart()
 
+    def compact(self, index: int) -> int:
+        """See RaftCore.compact."""
+        self._observe()
+        return self.core.compact(index)
+
+    def snapshot_work_done(self, work: SnapshotWork, outcome: int) -> bool:
+        """The driver has done a piece of `Ready.snapshot_work`. True if with it a snapshot was installed."""
+        complete = self.receiver.done(work, outcome)
+        if complete is None or not self.core.install(complete):
+            return False
+        # What became of our proposals in the entries that the snapshot stands for is not known: they are sent again,
+        # and those that did count are told from the others by the rule of sessions.SessionTable.
+        self.forwarder.restart()
+        return True
+
     def ready(self) -> Ready | None:
-        core = self.core
+        core, receiver = self.core, self.receiver
+        if receiver.snapshot is not None:
+            if receiver.snapshot.last_index <= core.log.commit:
+                receiver.drop()
+            elif (request := receiver.take_request(core.term, core.leader)) is not None:
+                core.post(request)
         if self._observed < core.log.commit:
             self._observe()
         self.forwarder.follow(core.leader, core.term)
@@ -66,7 +97,11 @@ class Participant:
         if core.accepts_proposals:
             for status in self._intake.refused():
                 self._answer(status)
-        return core.ready()
+        ready = core.ready()
+        if work := receiver.take_work():
+            ready = ready or Ready(0)
+            ready.snapshot_work = work
+        return ready
 
     def advance(self, ready: Ready) -> None:
         self.core.advance(ready)
@@ -96,6 +131,7 @@ class Participant:
 
     def _observe(self) -> None:
         log = self.core.log
+        self._observed = max(self._observed, log.base.index)
         while self._observed < log.commit:
             entries = log.slice(self._observed + 1, log.commit, OBSERVE_BYTES)
             for entry in entries:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
+from mysqlraft.raft.snapshot import Snapshot
+
 
 class ProgressState(Enum):
     PROBE = "probe"
@@ -61,12 +63,16 @@ class Progress:
         "acknowledged",
         "active",
         "announced_commit",
+        "catching_up",
         "inflights",
         "match",
         "next_index",
+        "offered_at",
         "probe_sent",
         "session",
         "silent_ticks",
+        "snapshot",
+        "snapshot_offset",
         "state",
     )
 
@@ -88,7 +94,16 @@ class Progress:
         self.announced_commit = 0
         """The commit index that the last message to it carried."""
         self.silent_ticks = 0
-        """Ticks with appends on the way and none acknowledged; the watchdog's measure (hashicorp #612)."""
+        """Ticks with appends on the way and none acknowledged, or in SNAPSHOT and no chunk asked for; the watchdog's
+        measure (hashicorp #612)."""
+        self.snapshot: Snapshot | None = None
+        """In SNAPSHOT: the one that the follower was told of."""
+        self.snapshot_offset = 0
+        """In SNAPSHOT: so many of its bytes are there."""
+        self.offered_at = 0
+        """In SNAPSHOT: after how many silent ticks the follower was told last."""
+        self.catching_up = False
+        """It was told of a snapshot and has not yet caught up: the entries after that snapshot are kept for it."""
 
     def become_probe(self) -> None:
         """Nothing that is on the way can be relied on any more: start again behind what is known to be there."""
@@ -103,12 +118,33 @@ class Progress:
         self.probe_sent = False
         self.next_index = self.match + 1
         self.inflights.clear()
+        self.snapshot = None
 
     def become_snapshot(self) -> None:
         self.state = ProgressState.SNAPSHOT
         self.probe_sent = False
         self.inflights.clear()
         self.silent_ticks = 0
+        self.snapshot = None
+        self.snapshot_offset = 0
+        self.offered_at = 0
+        self.catching_up = False
+
+    def chunk_requested(self, offset: int) -> None:
+        """The follower has the snapshot's bytes up to `offset` and wants more."""
+        self.snapshot_offset = offset
+        self.silent_ticks = self.offered_at = 0
+
+    @property
+    def pinned(self) -> int | None:
+        """The entries after this index are kept for the follower, None if it has no such claim."""
+        if not self.catching_up:
+            return None
+        return self.match if self.snapshot is None else max(self.match, self.snapshot.last_index)
+
+    def give_up(self) -> None:
+        """The follower is not heard of: nothing is kept for it any more."""
+        self.catching_up = False
 
     @property
     def paused(self) -> bool:
@@ -142,6 +178,8 @@ class Progress:
 
     def rejected(self, index: int, agree: int) -> bool:
         """The append after `index` was refused; the logs can agree at most up to `agree`. False if that is old news."""
+        if self.state is ProgressState.SNAPSHOT:
+            return False
         if self.state is ProgressState.REPLICATE:
             if index <= self.match:
                 return False

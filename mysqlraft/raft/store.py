@@ -17,6 +17,10 @@ class StoreError(Exception):
     """The store cannot keep its promises (disk full, I/O error, corruption). Fatal to the daemon, never ignored."""
 
 
+class Compacted(StoreError):
+    """The entries are not in the log any more: a snapshot stands for them."""
+
+
 class WrongDirectory(StoreError):
     """The directory belongs to another cluster, another site, a newer version or a running daemon."""
 
@@ -37,8 +41,18 @@ class Base(NamedTuple):
     chain: int = 0
 
 
+class Rebase(NamedTuple):
+    """The log begins anew after `base`: compacted up to there, or replaced by a snapshot."""
+
+    base: Base
+    configuration: tuple[int, Configuration] | None
+    """The configuration in force at the base and the index of its entry, which may be gone."""
+    keep: bool
+    """The entries after the base stay. Else the whole log goes: it is not the one that the snapshot continues."""
+
+
 class Write(NamedTuple):
-    """Changes that become durable together."""
+    """Changes that become durable together: first the rebase, then the entries."""
 
     hard_state: HardState | None = None
     entries: Sequence[Entry] = ()
@@ -48,13 +62,15 @@ class Write(NamedTuple):
 
     bootstrap: Configuration | None = None
     """The configuration that the cluster began with, if this is where it begins."""
+    rebase: Rebase | None = None
 
     recovery: Configuration | None = None
     """The members from now on, instead of those in the log: see recovery.py. In a write of its own."""
 
     @property
     def must_sync(self) -> bool:
-        return self.hard_state is not None or bool(self.entries) or self.recovery is not None
+        must = self.hard_state is not None or bool(self.entries)
+        return must or self.rebase is not None or self.recovery is not None
 
 
 class LogStore(Protocol):
@@ -74,8 +90,8 @@ class LogStore(Protocol):
         ...
 
     def configurations(self) -> list[tuple[int, Configuration]]:
-        """Every configuration in the log, with the index of its entry, oldest first. After a recovery, its members
-        take the place of all that the log held then, and of the first of their indices."""
+        """The configuration at the base and every one after it, with the index of its entry, oldest first. After a
+        recovery, its members take the place of all that the log held then, and of the first of their indices."""
         ...
 
 
@@ -107,6 +123,13 @@ class Store(LogStore, StableStore, Protocol):
 
     def write(self, writes: Sequence[Write]) -> None:
         """Make them durable, if any of them must be. Raises StoreError."""
+        ...
+
+    def sweep(self, count: int) -> bool:
+        """Free the space of up to `count` entries that are not in the log any more. True if there may be more of them.
+
+        Needs no order with `write` and may run in a thread of its own, one at a time. Raises StoreError.
+        """
         ...
 
     def close(self) -> None: ...

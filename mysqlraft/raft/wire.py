@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 import msgpack
 
+from mysqlraft.raft.configuration import Configuration, ConfigurationError
 from mysqlraft.raft.entry import CorruptRecord, Entry, payload_checksum
 from mysqlraft.raft.messages import (
     AppendRequest,
@@ -22,9 +23,12 @@ from mysqlraft.raft.messages import (
     ForwardStatus,
     Heartbeat,
     HeartbeatResponse,
+    InstallSnapshot,
     Message,
     ReadIndexRequest,
     ReadIndexResponse,
+    SnapshotChunk,
+    SnapshotChunkRequest,
     TimeoutNow,
     VoteRequest,
     VoteResponse,
@@ -46,6 +50,9 @@ _TYPES: dict[int, type[Message]] = {
     10: ReadIndexResponse,
     11: Forward,
     12: ForwardStatus,
+    13: InstallSnapshot,
+    14: SnapshotChunkRequest,
+    15: SnapshotChunk,
 }
 _NUMBERS = {kind: number for number, kind in _TYPES.items()}
 
@@ -64,6 +71,12 @@ def _flag(value: object) -> bool:
     if value is True or value is False:
         return value
     raise ProtocolError(f"{value!r:.40} is not true or false")
+
+
+def _bytes(value: object) -> bytes:
+    if type(value) is bytes:
+        return value
+    raise ProtocolError(f"{value!r:.40} is not bytes")
 
 
 def _list(value: object) -> list[Any]:
@@ -88,16 +101,13 @@ def _numbers(value: object) -> tuple[int, ...]:
 
 
 def _payloads(value: object) -> tuple[bytes, ...]:
-    payloads = _list(value)
-    for payload in payloads:
-        if type(payload) is not bytes:
-            raise ProtocolError(f"{payload!r:.40} is not a payload")
-    return tuple(payloads)
+    return tuple([_bytes(payload) for payload in _list(value)])
 
 
 _CHECKS: dict[Any, Callable[[object], Any]] = {
     int: _number,
     bool: _flag,
+    bytes: _bytes,
     tuple[Entry, ...]: _entries,
     tuple[int, ...]: _numbers,
     tuple[bytes, ...]: _payloads,
@@ -147,7 +157,18 @@ def decode(fields: list[Any]) -> Message:
             raise ProtocolError(f"entry {message.entries[0].index} after {message.previous_index}")
     elif type(message) is Forward:
         _check_forward(message)
+    elif type(message) is InstallSnapshot:
+        _check_snapshot(message)
     return message
+
+
+def _check_snapshot(offer: InstallSnapshot) -> None:
+    try:
+        Configuration.decode(offer.configuration)
+    except ConfigurationError as error:
+        raise ProtocolError(str(error)) from error
+    if not 0 < offer.configuration_index <= offer.last_index:
+        raise ProtocolError(f"a snapshot up to {offer.last_index} with a configuration of {offer.configuration_index}")
 
 
 def _check_forward(forward: Forward) -> None:

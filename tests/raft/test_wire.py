@@ -19,14 +19,17 @@ from mysqlraft.raft.messages import (
     ForwardStatus,
     Heartbeat,
     HeartbeatResponse,
+    InstallSnapshot,
     Message,
     ReadIndexRequest,
     ReadIndexResponse,
+    SnapshotChunk,
+    SnapshotChunkRequest,
     TimeoutNow,
     VoteRequest,
     VoteResponse,
 )
-from tests.raft.cluster import chained
+from tests.raft.cluster import chained, configuration
 
 BIG = (1 << 64) - 1
 EXAMPLES: list[Message] = [
@@ -43,6 +46,9 @@ EXAMPLES: list[Message] = [
     ReadIndexResponse(1, 2, 3, 4, 5),
     Forward(1, 2, 3, 4, 5, True, (payload_checksum(b"x"), payload_checksum(b"")), (b"x", b"")),
     ForwardStatus(1, 2, 3, 4, 5, 6),
+    InstallSnapshot(1, 2, 3, 4, 5, 6, 7, 5, configuration(3).encode(), 9, BIG),
+    SnapshotChunkRequest(1, 2, 3, 4, 5, 6, BIG, 8, 9),
+    SnapshotChunk(1, 2, 3, 4, 5, 6, 7, b"data"),
 ]
 
 
@@ -85,7 +91,10 @@ ENTRY = chained(1)[0].record
         (changed(EXAMPLES[2], 5, 7), "entry 1 after 7"),
         (changed(EXAMPLES[11], 8, [b"y", b""]), "origin's checksum"),
         (changed(EXAMPLES[11], 8, [b"x"]), "1 payloads and 2 checksums"),
-        (changed(EXAMPLES[11], 8, [b"x", "y"]), "not a payload"),
+        (changed(EXAMPLES[11], 8, [b"x", "y"]), "not bytes"),
+        (changed(EXAMPLES[13], 9, b"\xc1"), "not an encoded configuration"),
+        (changed(EXAMPLES[13], 8, 6), "a snapshot up to 5 with a configuration of 6"),
+        (changed(EXAMPLES[15], 8, "data"), "not bytes"),
     ],
 )
 def test_what_is_not_exactly_a_message_is_refused(fields: list[object], reason: str) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mysqlraft.raft import Entry, HardState, RaftCore, Ready, Role
+from mysqlraft.raft import Configuration, Entry, HardState, RaftCore, Ready, Role
 from mysqlraft.raft.configuration import NOBODY
 from mysqlraft.raft.forward import Forwarder, Intake
 from mysqlraft.raft.log import RaftLog
 from mysqlraft.raft.messages import AppendRequest, AppendResponse, Forward, ForwardStatus, VoteRequest, VoteResponse
 from mysqlraft.raft.quorum import agreed
 from mysqlraft.raft.sessions import SessionTable
+from mysqlraft.raft.snapshot import Snapshot
+from mysqlraft.raft.store import Base, Rebase
 
 Plant = Callable[[Callable[[Any, str, Any], None]], None]
 
@@ -296,3 +298,154 @@ def the_configuration_index_is_not_compared(patch: Any) -> None:
         return propose_change(self, change, server, self.configuration_index, force)
 
     patch(RaftCore, "propose_change", careless)
+
+
+@bug
+def a_snapshot_keeps_a_conflicting_suffix(patch: Any) -> None:
+    """hashicorp #697."""
+    restore = RaftLog.restore
+
+    def keeping(self: RaftLog, base: Base, configuration: tuple[int, Configuration]) -> Rebase:
+        if base.index >= self.last_index:
+            return restore(self, base, configuration)
+        self._forget(max(0, min(base.index, self.stable) + 1 - self._cached_from))
+        rebase = self._begin_at(base, configuration, True)
+        self.commit = base.index
+        return rebase
+
+    patch(RaftLog, "restore", keeping)
+
+
+@bug
+def a_snapshot_drops_what_follows_it(patch: Any) -> None:
+    """Also what was acknowledged: the other side of hashicorp #697."""
+    restore = RaftLog.restore
+
+    def dropping(self: RaftLog, base: Base, configuration: tuple[int, Configuration]) -> Rebase:
+        matches = self.matches
+        self.matches = lambda index, term: False  # type: ignore[method-assign]
+        try:
+            return restore(self, base, configuration)
+        finally:
+            self.matches = matches  # type: ignore[method-assign]
+
+    patch(RaftLog, "restore", dropping)
+
+
+@bug
+def a_snapshot_goes_back_behind_commit(patch: Any) -> None:
+    def install(self: RaftCore, snapshot: Snapshot) -> bool:
+        self.snapshot = snapshot
+        if self.role is Role.LEADER or snapshot.last_index <= self.log.base.index:
+            return False
+        self._put(self.log.restore(snapshot.base, (snapshot.configuration_index, snapshot.configuration)))
+        self._given = snapshot.last_index
+        self._truncations += 1
+        return True
+
+    from mysqlraft.raft.snapshot import SnapshotReceiver
+
+    patch(RaftCore, "install", install)
+    patch(SnapshotReceiver, "drop", lambda self: None)
+
+
+@bug
+def a_snapshot_forgets_the_configuration(patch: Any) -> None:
+    restore = RaftLog.restore
+
+    def forgetful(self: RaftLog, base: Base, configuration: tuple[int, Configuration]) -> Rebase:
+        first = self.configurations[0] if self.configurations else configuration
+        return restore(self, base, first)
+
+    patch(RaftLog, "restore", forgetful)
+
+
+@bug
+def compaction_forgets_the_configuration(patch: Any) -> None:
+    patch(RaftLog, "configuration_at", lambda self, index: self.configurations[0])
+
+
+@bug
+def compaction_forgets_the_checksum(patch: Any) -> None:
+    compact = RaftLog.compact
+
+    def forgetful(self: RaftLog, index: int) -> Rebase:
+        rebase = compact(self, index)
+        self.base = self.base._replace(chain=0)
+        return rebase._replace(base=self.base)
+
+    patch(RaftLog, "compact", forgetful)
+
+
+@bug
+def what_a_transfer_needs_is_not_pinned(patch: Any) -> None:
+    patch(RaftCore, "_pins", lambda self: [])
+
+
+@bug
+def a_snapshot_is_acknowledged_before_the_log_begins_there(patch: Any) -> None:
+    acknowledge = RaftCore._acknowledge
+
+    def hasty(self: RaftCore, m: Any, index: int) -> None:
+        stable, self.log.stable = self.log.stable, max(self.log.stable, self.log.base.index)
+        acknowledge(self, m, index)
+        self.log.stable = stable
+
+    patch(RaftCore, "_acknowledge", hasty)
+
+
+@bug
+def damaged_chunks_are_taken(patch: Any) -> None:
+    from mysqlraft.raft import memory_store, snapshot
+
+    patch(snapshot, "chunk_checksum", lambda data: 0)
+    patch(memory_store, "xxh3_64_intdigest", lambda data: 0)
+    chunk = snapshot.SnapshotReceiver.chunk
+    patch(snapshot.SnapshotReceiver, "chunk", lambda self, m: chunk(self, m._replace(checksum=0)))
+
+
+@bug
+def a_snapshot_goes_on_in_the_file_of_another(patch: Any) -> None:
+    from mysqlraft.raft import memory_store
+
+    perform = memory_store.MemorySnapshotStore.perform
+
+    def mixing(self: Any, work: Any) -> int:
+        if self.incoming is not None:
+            self.incoming = (work.snapshot, self.incoming[1])
+        outcome = perform(self, work)
+        if work.kind.value == "finish" and not outcome:
+            raise AssertionError("a snapshot that arrived without a fault is damaged")
+        return outcome
+
+    patch(memory_store.MemorySnapshotStore, "perform", mixing)
+
+
+@bug
+def a_snapshot_is_offered_once(patch: Any) -> None:
+    offer = RaftCore._offer_snapshot
+
+    def once(self: RaftCore, site: int, progress: Any) -> None:
+        if progress.snapshot is None:
+            offer(self, site, progress)
+
+    patch(RaftCore, "_offer_snapshot", once)
+
+
+@bug
+def lost_chunks_are_not_asked_for_again(patch: Any) -> None:
+    from mysqlraft.raft.snapshot import SnapshotReceiver
+
+    again = SnapshotReceiver._again
+    patch(SnapshotReceiver, "_again", lambda self: None if self.written else again(self))
+
+
+@bug
+def a_snapshot_that_the_log_does_not_reach_is_forgotten(patch: Any) -> None:
+    """A crash between the snapshot and the log's new base."""
+    init = RaftCore.__init__
+
+    def forgetful(self: RaftCore, site: int, store: Any, random: Any, limits: Any = None, snapshot: Any = None) -> None:
+        init(self, site, store, random, limits, None)
+
+    patch(RaftCore, "__init__", forgetful)

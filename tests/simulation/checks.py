@@ -6,13 +6,16 @@ cheap: two entries with the same chain have equal logs before them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mysqlraft.raft import Entry, EntryKind, MemoryStore, Role, SessionTable
+from mysqlraft.raft import Configuration, Entry, EntryKind, MemoryStore, Role, SessionTable
 from mysqlraft.raft.core import RaftCore, Ready
+from mysqlraft.raft.log import RaftLog
 from mysqlraft.raft.messages import AppendResponse, Forward, Message, VoteRequest, VoteResponse
 from mysqlraft.raft.quorum import majority
+from mysqlraft.raft.store import Base
+from tests.raft.ledger import Ledger
 
 if TYPE_CHECKING:
     from tests.simulation.world import Site
@@ -39,6 +42,13 @@ class Checks:
         self.proposed: dict[tuple[int, int, int], bytes] = {}
         """(origin, session, sequence) -> payload."""
         self.accepted = 0
+        self._ledger = Ledger()
+        self._digests = [0]
+        """Of the FSM that has applied the one true log, after each entry of it."""
+        self._configurations: list[tuple[int, Configuration]] = []
+        """Of the one true log."""
+        self.installed = 0
+        """Snapshots that were received and installed."""
 
     # ---- a core's output ------------------------------------------------------------------------------------------
 
@@ -50,6 +60,40 @@ class Checks:
         for entry in ready.entries_to_append:
             self._appended(site, entry)
         self._commit(site)
+        log = site.participant.core.log
+        self._base(site, "its log", log.base, log.configurations)
+        self._base(site, "its disk", site.store.base, site.store.configurations())
+        self._pinned(site)
+
+    def _base(self, site: Site, where: str, base: Base, configurations: Sequence[tuple[int, Configuration]]) -> None:
+        """What stands for the compacted entries is what they were."""
+        if base.index == 0:
+            return
+        if base.index > len(self.committed):
+            raise Violation(f"{where} at site {site.id} begins after {base}, which was never committed")
+        last = self.committed[base.index - 1]
+        if base != (last.index, last.term, last.chain):
+            raise Violation(f"{where} at site {site.id} begins after {base}, where {last} was committed")
+        true = [each for each in self._configurations if each[0] <= base.index][-1:]
+        held = [each for each in configurations if each[0] <= base.index]
+        if held != true:
+            raise Violation(f"{where} at site {site.id} begins after {base.index} with {held} instead of {true}")
+
+    def _pinned(self, site: Site) -> None:
+        """A follower that is getting a snapshot will find the log after it: as long as it is heard of."""
+        core = site.participant.core
+        for follower, progress in core.progress.items():
+            snapshot = progress.snapshot
+            if snapshot is None or progress.silent_ticks or not progress.active:
+                continue
+            if core.log.base.index > snapshot.last_index:
+                raise Violation(f"site {site.id} has compacted to {core.log.base} while {follower} gets {snapshot}")
+
+    def applied(self, site: Site) -> None:
+        """The FSM of a site is that of the one true log, however it got there."""
+        ledger = site.ledger
+        if ledger.digest != self._digests[ledger.index]:
+            raise Violation(f"site {site.id} has another state after {ledger.index} entries than the log gives")
 
     def _elected(self, site: Site, term: int) -> None:
         other = self.leaders.setdefault(term, site.id)
@@ -58,7 +102,7 @@ class Checks:
         core = site.participant.core
         if self.committed:
             last = self.committed[-1]
-            held = core.log.last_index >= last.index and core.log.entry(last.index).chain == last.chain
+            held = chain_at(core.log, last.index) == last.chain or core.log.base.index > last.index
             if core.role is Role.LEADER and core.term == term and not held:
                 raise Violation(f"leader completeness: site {site.id} leads term {term} without committed {last}")
 
@@ -78,7 +122,10 @@ class Checks:
             return
         if leads and leads == led and core.log.term(commit) != core.term:
             raise Violation(f"site {site.id} leads term {core.term} and commits {core.log.entry(commit)} by counting")
-        for index in range(site.commit + 1, min(commit, len(self.committed)) + 1):
+        base = core.log.base.index
+        if base > len(self.committed):
+            raise Violation(f"site {site.id} has a snapshot of what was never committed: {core.log.base}")
+        for index in range(max(site.commit, base) + 1, min(commit, len(self.committed)) + 1):
             entry, true = core.log.entry(index), self.committed[index - 1]
             if entry.chain != true.chain:
                 raise Violation(f"state machine safety: site {site.id} commits {entry}, where {true} was committed")
@@ -103,6 +150,10 @@ class Checks:
         """Every consumer of the log sees this: the rule that they all share must give each origin's proposals
         exactly once and in order."""
         self.committed.append(entry)
+        self._ledger.apply(entry)
+        self._digests.append(self._ledger.digest)
+        if entry.kind is EntryKind.CONFIGURATION:
+            self._configurations.append((entry.index, Configuration.decode(entry.payload)))
         if entry.kind is not EntryKind.DATA:
             return
         key = (entry.origin, entry.session, entry.sequence)
@@ -153,12 +204,31 @@ class Checks:
         core = leader.participant.core
         if core.role is not Role.LEADER or core.term != message.term or message.index > core.log.last_index:
             return
-        if durable_chain(site.store, message.index) != core.log.entry(message.index).chain:
+        if not self.holds(core.log, site.store, message.index):
             raise Violation(f"site {site.id} acknowledges {message.index} to {message.to}, but holds another on disk")
+
+    @staticmethod
+    def holds(log: RaftLog, store: MemoryStore, index: int) -> bool:
+        """Whether a disk has a log's entry at `index`. What either has compacted was committed, and its place in the
+        other's log or base is what `_base` and `_commit` look at."""
+        if index < max(log.base.index, store.base.index):
+            return index <= store.last_index
+        return durable_chain(store, index) == chain_at(log, index)
 
 
 def durable_chain(store: MemoryStore, index: int) -> int | None:
-    """The chain of the entry that is on disk at `index`, None if there is none."""
-    if not 1 <= index <= store.last_index:
+    """The chain of the log that is on disk up to `index`, None if it does not hold that entry."""
+    if index == store.base.index:
+        return store.base.chain
+    if not store.base.index < index <= store.last_index:
         return None
     return store.entries(index, index, 1)[0].chain
+
+
+def chain_at(log: RaftLog, index: int) -> int | None:
+    """The same of a log in memory."""
+    if index == log.base.index:
+        return log.base.chain
+    if not log.base.index < index <= log.last_index:
+        return None
+    return log.entry(index).chain

@@ -44,6 +44,8 @@ class Profile:
     priorities: tuple[int, ...]
     """Of the sites, in order."""
     duration: int
+    damage: float
+    """Probability that a chunk of a snapshot arrives damaged."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def draw(seed: int) -> Schedule:
         witness=special.choice((0, 0, voters)) if voters > 1 else 0,
         priorities=tuple(special.choices((0, 0, 1, 5) if special.random() < 0.3 else (0,), k=sites)),
         duration=random.choice((60, 120, 200)) * TICK,
+        damage=(0.0, 0.02, 0.3)[seed % 3],
     )
     events: list[Event] = []
     ids = range(1, sites + 1)
@@ -136,5 +139,25 @@ def draw(seed: int) -> Schedule:
             events.append(Event(start + 28 * TICK, "heal", 0, 0, 0))
             for wait in range(6):
                 events.append(Event(start + 28 * TICK + wait, "promote", site, 0, 0))
+    for _ in range(random.choice((0, 0, 1, 3, 8))):
+        # A snapshot and at once compaction, up to it or to some entries before. On the leader it is what makes others
+        # need it; on all at the same time, what makes logs begin at different places.
+        what = random.choice(("snapshot", "snapshot-leader", "snapshot-leader", "snapshot-all"))
+        events.append(Event(at(), what, random.choice(ids), 0, random.choice((0, 0, 0, 1, 5))))
+    for _ in range(random.choice((0, 0, 1, 3))):
+        # Somebody is away while the log goes on without him and is compacted: he needs a snapshot, while more happens.
+        start = at()
+        away, site = random.randrange(TICK, 30 * TICK), random.choice(ids)
+        events.append(Event(start, random.choice(("crash", "isolate")), site, 0, random.randrange(4)))
+        for _ in range(3):
+            events.append(Event(start + random.randrange(away), "propose-leader", 0, 0, random.randrange(1, 9)))
+        events.append(Event(start + away, "snapshot-all", 0, 0, 0))
+        events.append(Event(start + away + 1, "heal", 0, 0, 0))
+        events.append(Event(start + away + 1, "restart", site, 0, random.randrange(3)))
+        for _ in range(random.randrange(4)):
+            when = start + away + random.randrange(10 * TICK)
+            what = random.choice(("crash", "reset", "snapshot-leader", "snapshot-all", "propose-leader"))
+            events.append(Event(when, what, site, random.choice(ids), random.randrange(1, 4)))
+            events.append(Event(when + random.randrange(5 * TICK), "restart", site, 0, random.randrange(3)))
     events.sort()
     return Schedule(profile, tuple(events))

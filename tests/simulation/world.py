@@ -16,6 +16,7 @@ from mysqlraft.raft import (
     Configuration,
     ConfigurationError,
     Limits,
+    MemorySnapshotStore,
     MemoryStore,
     NotLeader,
     Participant,
@@ -24,8 +25,10 @@ from mysqlraft.raft import (
     Server,
     bootstrap,
 )
-from mysqlraft.raft.messages import Message
-from tests.simulation.checks import Checks, Violation, durable_chain
+from mysqlraft.raft.messages import Message, SnapshotChunk, SnapshotChunkRequest
+from mysqlraft.raft.snapshot import SnapshotSender, SnapshotWork, chunk_checksum
+from tests.raft.ledger import Ledger
+from tests.simulation.checks import Checks, Violation
 from tests.simulation.schedule import TICK, Event, Schedule
 
 LIMITS = Limits(
@@ -37,6 +40,8 @@ LIMITS = Limits(
     watchdog_ticks=30,
     preference_ticks=30,
     cache_bytes=4000,
+    snapshot_chunk_bytes=60,
+    snapshot_window_bytes=240,
 )
 CALM_TICKS = 600
 """Within this long after the last fault everything has to be settled."""
@@ -46,12 +51,14 @@ QUIET_TICKS = 100
 
 
 class Site:
-    """One site: what survives a crash (the store, the replica's counters) and what does not (the participant)."""
+    """One site: what survives a crash (the stores, the replica's counters) and what does not (the participant, the
+    FSM)."""
 
     def __init__(self, number: int, world: World, configuration: Configuration | None) -> None:
         self.id = number
         self._world = world
         self.store = MemoryStore()
+        self.snapshots = MemorySnapshotStore()
         if configuration is not None:
             bootstrap(self.store, configuration)
         self.alive = True
@@ -69,11 +76,18 @@ class Site:
         self.stalled_until = 0
         self.outstanding: deque[Ready] = deque()
         self._turn_pending = False
+        self._snapshot_work: deque[SnapshotWork] = deque()
+        self._senders: dict[int, SnapshotSender] = {}
+        self.ledger = Ledger()
         self.participant = self._new_participant()
 
     def _new_participant(self) -> Participant:
-        participant = Participant(self.id, self.store, Random(self._world.random.getrandbits(32)), LIMITS)
+        latest = self.snapshots.latest()
+        participant = Participant(self.id, self.store, Random(self._world.random.getrandbits(32)), LIMITS, latest)
         self.commit = participant.core.log.commit
+        self.ledger = Ledger()
+        if latest is not None:
+            self.ledger.restore(self.snapshots.data(latest))
         return participant
 
     def crash(self, survivors: int) -> None:
@@ -82,7 +96,10 @@ class Site:
         self.incarnation += 1
         self.outstanding.clear()
         self._turn_pending = False
+        self._snapshot_work.clear()
+        self._senders.clear()
         self.store.crash(survivors)
+        self.snapshots.crash(self._world.random.randrange(2000), self._world.random.random() < 0.2)
 
     def restart(self, how: int) -> None:
         """`how` 0: the replica process outlived the consensus process, and proposes again, in the same session, what
@@ -142,6 +159,78 @@ class Site:
                     self.store.begin([ready.write])
                 if len(self.outstanding) == 1:
                     self._begin_sync()
+            for request in ready.chunk_requests:
+                self._serve(request)
+            for work in ready.snapshot_work:
+                self._snapshot_work.append(work)
+                if len(self._snapshot_work) == 1:
+                    self._begin_snapshot_work()
+        self._apply()
+
+    def _apply(self) -> None:
+        """Feed the FSM what is committed and on disk here, from a snapshot if the log does not reach back so far."""
+        log = self.participant.core.log
+        base, end = log.base.index, min(log.commit, log.stable)
+        if self.ledger.index < base <= end:
+            latest = self.snapshots.latest()
+            if latest is None or latest.last_index < base:
+                raise Violation(f"site {self.id} has compacted up to {base} and holds no snapshot of that: {latest}")
+            self.ledger.restore(self.snapshots.data(latest))
+        while self.ledger.index < end:
+            for entry in log.slice(self.ledger.index + 1, end, 10_000):
+                self.ledger.apply(entry)
+        self._world.checks.applied(self)
+
+    def snapshot(self, trailing: int) -> None:
+        """Take one of what is applied, and compact the log but for so many entries before it."""
+        index = self.ledger.index
+        log = self.participant.core.log
+        latest = self.snapshots.latest()
+        if log.base.index < index and (latest is None or latest.last_index < index):
+            point = self.participant.core.snapshot_point(index)
+            latest = self.snapshots.save(*point, self.ledger.snapshot())
+            self.participant.core.install(latest)
+            in_use = [each.snapshot for each in self.participant.core.progress.values() if each.snapshot is not None]
+            self.snapshots.reap(in_use)
+        if latest is not None:
+            self.participant.compact(latest.last_index - trailing)
+
+    def _serve(self, request: SnapshotChunkRequest) -> None:
+        sender = self._senders.setdefault(request.sender, SnapshotSender())
+        sender.request(request)
+        wanted = (request.last_index, request.snapshot_checksum)
+        snapshot = next((each for each in self.snapshots.saved if (each.last_index, each.checksum) == wanted), None)
+        if snapshot is None:
+            raise Violation(f"site {self.id} does not hold the snapshot any more that it offered: {request}")
+        while (chunk := sender.next(LIMITS.snapshot_chunk_bytes)) is not None:
+            data = self.snapshots.read(snapshot, *chunk)
+            checksum = chunk_checksum(data)
+            if not self._world.calm and self._world.random.random() < self._world.schedule.profile.damage:
+                data = bytes([data[0] ^ 1]) + data[1:]
+            self._world.send(
+                self,
+                SnapshotChunk(
+                    request.sender, self.id, request.term, *wanted, chunk[0], checksum, data
+                ),
+            )  # fmt: skip
+
+    def _begin_snapshot_work(self) -> None:
+        world = self._world
+        delay = 0 if world.calm else world.random.randrange(world.schedule.profile.sync + 1)
+        incarnation = self.incarnation
+        world.after(delay, lambda: self._snapshot_work_done(incarnation))
+
+    def _snapshot_work_done(self, incarnation: int) -> None:
+        if not self.alive or incarnation != self.incarnation:
+            return
+        work = self._snapshot_work.popleft()
+        outcome = self.snapshots.perform(work)
+        if self.participant.snapshot_work_done(work, outcome):
+            self._world.checks.installed += 1
+            self._world.note("site", self.id, "installs", work.snapshot)
+        if self._snapshot_work:
+            self._begin_snapshot_work()
+        self.turn()
 
     def _begin_sync(self) -> None:
         world = self._world
@@ -280,6 +369,10 @@ class World:
             self._cut.clear()
         elif event.what == "transfer":
             self._transfer(event.other)
+        elif event.what == "snapshot-all":
+            for each in self.sites.values():
+                if each.alive:
+                    self._apply_to(each, event._replace(what="snapshot"))
         elif event.what == "restart-all":
             for each in self.sites.values():
                 if not each.alive:
@@ -310,6 +403,9 @@ class World:
             return
         elif event.what == "propose":
             site.propose(event.number)
+            site.input_taken()
+        elif event.what == "snapshot":
+            site.snapshot(event.number)
             site.input_taken()
         elif event.what == "crash":
             site.crash(event.number)
@@ -373,8 +469,7 @@ class World:
                 continue
             if known is not None and known != latest:
                 raise Violation(f"compare-and-set: site {core.site} took a change of {known}, but {latest} is in force")
-            held = durable_chain(self.sites[site].store, needed)
-            if change is Change.PROMOTE and held != core.log.entry(needed).chain:
+            if change is Change.PROMOTE and not self.checks.holds(core.log, self.sites[site].store, needed):
                 raise Violation(f"catch-up: site {site} is promoted without entry {needed} on its disk")
             leader.input_taken()
 
@@ -388,7 +483,7 @@ class World:
         first = core.log.last_index
         while core.log.term(first - 1) == core.term:
             first -= 1
-        return first
+        return first if core.log.term(first - 1) is not None else 0  # where its term began is compacted away
 
     # ---- the end --------------------------------------------------------------------------------------------------
 
@@ -423,6 +518,7 @@ class World:
         return (
             len(last) == 1
             and last == commits
+            and {site.ledger.index for site in members} == last
             and all(len(site.participant.forwarder) == 0 for site in members)
             and all(self.checks.sessions.last(site.id) == (site.session, site.sequence) for site in members)
         )
@@ -438,7 +534,8 @@ class World:
     def _unsettled(self) -> str:
         return "; ".join(
             f"site {site.id}: {core.role.value} term {core.term} leader {core.leader} log {core.log.last_index} "
-            f"commit {core.log.commit} not committed {len(site.participant.forwarder)} "
+            f"commit {core.log.commit} base {core.log.base.index} applied {site.ledger.index} "
+            f"not committed {len(site.participant.forwarder)} "
             f"accepted {self.checks.sessions.last(site.id)} of {(site.session, site.sequence)}"
             for site in self.sites.values()
             for core in (site.participant.core,)
