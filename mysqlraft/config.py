@@ -51,6 +51,22 @@ class Site:
     name: str = key("The site's name, unique.", keys.name)
     address: Address = key("Where the other daemons reach this site's daemon.", Address.parse)
     voter: bool = key("Whether the site votes in elections and counts for commits.", keys.boolean, default=True)
+    witness: bool = key(
+        "A voter without a database server: it has no `mysql` section, and leads only while no other voter can.",
+        keys.boolean,
+        default=False,
+    )
+    priority: int = key(
+        "Of the voters that can lead as well, the one with the greatest takes over after a while.",
+        keys.integer(0, 100),
+        default=0,
+    )
+    join: bool = key(
+        "The site is not one of the founders: with an empty `data_dir` it waits until `mysqlraft members add` makes it "
+        "a member.",
+        keys.boolean,
+        default=False,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +307,7 @@ class Config:
         default=False,
     )
     admin: AdminSettings = section("The admin API.", AdminSettings, default=AdminSettings)
-    mysql: MysqlSettings = section("The site's server.", MysqlSettings)
+    mysql: MysqlSettings | None = section("The site's server; a witness has none.", MysqlSettings, default=None)
     replicate: ReplicateSettings = section(
         "Which tables are replicated; the same at every site.", ReplicateSettings, default=ReplicateSettings
     )
@@ -304,6 +320,22 @@ class Config:
     def own(self) -> Site:
         """The site that this daemon is."""
         return next(site for site in self.cluster.sites if site.name == self.site)
+
+    @property
+    def founders(self) -> tuple[Site, ...]:
+        """The sites that the cluster begins with."""
+        return tuple(site for site in self.cluster.sites if not site.join)
+
+    @property
+    def server(self) -> MysqlSettings:
+        """The site's server.
+
+        Raises:
+            ConfigError: it is a witness and has none.
+        """
+        if self.mysql is None:
+            raise ConfigError(f"{self.source}: {self.site} is a witness: it has no server")
+        return self.mysql
 
     @property
     def bind(self) -> Address:
@@ -351,8 +383,12 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
     sites = config.cluster.sites
     if not 1 <= len(sites) <= MAX_SITES:
         found.append(("cluster.sites", f"{len(sites)} sites are not allowed: 1 to {MAX_SITES}"))
-    elif not any(site.voter for site in sites):
-        found.append(("cluster.sites", "voter: false at every site is not allowed: at least one must vote"))
+    elif not any(site.voter and not site.witness for site in config.founders):
+        reason = "at least one must vote: of the founders (without join: true) one that is no witness"
+        found.append(("cluster.sites", reason))
+    for n, site in enumerate(sites):
+        if site.witness and not site.voter:
+            found.append((f"cluster.sites[{n}].witness", "true with voter: false is not allowed: a witness only votes"))
     for unique in ("id", "name", "address"):
         values = [getattr(site, unique) for site in sites]
         for n, value in enumerate(values):
@@ -372,16 +408,28 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(("tls", reason))
     elif config.tls is not None and config.insecure:
         found.append(("insecure", "true is not allowed together with tls: remove one of them"))
-    ways = [way for way in ("password_file", "password_env", "password") if getattr(config.mysql, way) is not None]
-    if len(ways) > 1:
-        found.append((f"mysql.{ways[1]}", f"{' and '.join(ways)} together are not allowed: one of them"))
-    tls = config.mysql.tls
-    if tls is not None and (tls.cert is None) != (tls.key is None):
-        found.append(("mysql.tls", "cert and key are only allowed together"))
+    if config.mysql is not None:
+        found += _mysql_contradictions(config.mysql)
+    witness = any(site.witness for site in sites if site.name == config.site)
+    if witness and config.mysql is not None:
+        found.append(("mysql", f"is not allowed: {config.site} is a witness and has no server"))
+    elif not witness and config.mysql is None:
+        found.append(("mysql", "is missing: The site's server. (Only a witness has none.)"))
     if config.raft.heartbeat_ticks * 2 > config.raft.election_ticks:
         reason = (
             f"{config.raft.heartbeat_ticks} is not allowed: at most half of election_ticks "
             f"({config.raft.election_ticks}), or one lost heartbeat starts an election"
         )
         found.append(("raft.heartbeat_ticks", reason))
+    return found
+
+
+def _mysql_contradictions(mysql: MysqlSettings) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    ways = [way for way in ("password_file", "password_env", "password") if getattr(mysql, way) is not None]
+    if len(ways) > 1:
+        found.append((f"mysql.{ways[1]}", f"{' and '.join(ways)} together are not allowed: one of them"))
+    tls = mysql.tls
+    if tls is not None and (tls.cert is None) != (tls.key is None):
+        found.append(("mysql.tls", "cert and key are only allowed together"))
     return found

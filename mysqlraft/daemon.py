@@ -19,19 +19,22 @@ import msgpack
 import uvloop
 
 from mysqlraft import __version__, config, keys, logs, systemd
+from mysqlraft.admin.actions import actions
 from mysqlraft.admin.api import admin_server
-from mysqlraft.admin.status import Row, State, cluster_status, own_row
+from mysqlraft.admin.status import Row, State, cluster_status, file_difference, own_row
 from mysqlraft.config import Config, ConfigError
 from mysqlraft.keys import Reload
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.configuration import Configuration, ConfigurationError, Server
 from mysqlraft.raft.core import Limits
 from mysqlraft.raft.leveldb_store import LevelDBStore
-from mysqlraft.raft.node import Node
+from mysqlraft.raft.node import Membership, Node
+from mysqlraft.raft.operations import Operations
 from mysqlraft.raft.store import StoreError, WrongDirectory
 from mysqlraft.raft.tls import Tls, TlsError
 from mysqlraft.raft.tls import load as load_tls
 from mysqlraft.supervisor import Supervisor
+from mysqlraft.witness import Witness
 
 logger = logging.getLogger(__name__)
 
@@ -62,29 +65,44 @@ class StartError(Exception):
 
 def founding_members(settings: Config) -> Configuration:
     """The members that a new cluster begins with."""
-    return Configuration(Server(site.id, site.name, str(site.address), site.voter) for site in settings.cluster.sites)
+    return Configuration(
+        Server(site.id, site.name, str(site.address), site.voter, site.witness, site.priority)
+        for site in settings.founders
+    )
 
 
-def open_store(settings: Config) -> tuple[LevelDBStore, bool]:
-    """The site's store, with its first entry, and whether that was written now. The caller closes the store.
+def open_store(settings: Config) -> LevelDBStore:
+    """The site's store, empty or not. The caller closes it.
 
     Raises:
-        StartError: the directory is another site's, in use, or was bootstrapped with other members.
+        StartError: the directory is another site's, in use, or cannot be read.
     """
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        store = LevelDBStore(settings.data_dir, settings.cluster.id, settings.own.id)
+        return LevelDBStore(settings.data_dir, settings.cluster.id, settings.own.id)
     except WrongDirectory as error:
         raise StartError(f"data_dir: {error}", EXIT_CONFIGURATION) from None
     except (StoreError, OSError) as error:
         raise StartError(f"data_dir: {error}", EXIT_STORAGE) from None
+
+
+def found(settings: Config, store: LevelDBStore) -> bool:
+    """Makes the file's founders the members of a new cluster; whether that was done now.
+
+    Raises:
+        StartError: this site joins a running cluster, or has a log that begins otherwise.
+    """
+    if settings.own.join:
+        raise StartError(
+            f"cluster.sites: {settings.site} has join: true and is no founder; `mysqlraft members add` at a running "
+            "site makes it a member",
+            EXIT_CONFIGURATION,
+        )
     try:
-        return store, bootstrap(store, founding_members(settings))
+        return bootstrap(store, founding_members(settings))
     except ConfigurationError as error:
-        store.close()
         raise StartError(f"cluster.sites: {error}", EXIT_CONFIGURATION) from None
     except StoreError as error:
-        store.close()
         raise StartError(f"data_dir: {error}", EXIT_STORAGE) from None
 
 
@@ -125,9 +143,10 @@ class Daemon:
     def __init__(self, settings: Config) -> None:
         self._config = settings
         self._node: Node
-        self._supervisor: Supervisor
+        self._supervisor: Supervisor | Witness
         self._stop = asyncio.Event()
         self._broken = ""
+        self._membership = Membership.MEMBER
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -154,9 +173,10 @@ class Daemon:
             tls = link_tls(settings)
         except ConfigError as error:
             raise StartError(str(error), EXIT_CONFIGURATION) from None
-        store, first = open_store(settings)
+        store = open_store(settings)
         stack.callback(store.close)
-        if first:
+        if store.last_index == 0 and store.hard_state.term == 0 and not settings.own.join:
+            found(settings, store)
             logger.info("bootstrapped members=%s", founding_members(settings))
         node = self._node = Node(
             settings.own.id,
@@ -172,24 +192,28 @@ class Daemon:
                 election_ticks=settings.raft.election_ticks,
                 heartbeat_ticks=settings.raft.heartbeat_ticks,
                 window_bytes=settings.raft.inflight_bytes,
+                preference_ticks=10 * settings.raft.election_ticks,
             ),
             tick_seconds=settings.raft.tick_ms / 1000,
             tls=tls,
             names={site.id: site.name for site in settings.cluster.sites},
         )
-        self._supervisor = Supervisor(settings, node)
-        admin = admin_server(self._status, lambda: self._broken)
+        self._supervisor = Witness() if settings.own.witness else Supervisor(settings, node)
+        admin = admin_server(self._status, lambda: self._broken, actions(Operations(node).perform, self))
         try:
             await node.start()
         except OSError as error:
             raise StartError(f"listen {settings.bind}: {_reason(error)}", EXIT_ADDRESS) from None
         stack.push_async_callback(node.stop)
+        if difference := file_difference(settings, node.status()):
+            logger.warning("%s", difference)
         listen = settings.admin.listen
         try:
             await admin.start(listen.host, listen.port)
         except OSError as error:
             raise StartError(f"admin.listen {listen}: {_reason(error)}", EXIT_ADDRESS) from None
         stack.push_async_callback(admin.stop)
+        await self._supervisor.hold(node.membership[0] is not Membership.MEMBER)
         self._keep(stack, self._publish())
         self._keep(stack, self._watchdog())
         self._keep(stack, self._supervisor.run())
@@ -231,9 +255,26 @@ class Daemon:
             return None
         return (row, told[1]) if isinstance(row, dict) else None
 
+    # What a barrier needs (`admin.actions.Reads`).
+
+    async def read_index(self) -> int:
+        return await self._node.read_index()
+
+    async def wait_applied(self, index: int) -> None:
+        await self._supervisor.wait_applied(index)
+
+    def applied(self) -> int | None:
+        return self._supervisor.status.get("applied")
+
     async def _publish(self) -> None:
-        """Tells the other sites this site's row, and the service manager a line."""
+        """Tells the other sites this site's row, and the service manager a line; keeps the replica process to what
+        the site is to the cluster."""
         while True:
+            membership, reason = self._node.membership
+            if membership is not self._membership:
+                logger.warning("membership=%s reason=%r", membership, reason)
+                self._membership = membership
+                await self._supervisor.hold(membership is not Membership.MEMBER)
             row = own_row(self._config, self._node.status(), self._supervisor.status)
             self._node.transport.publish(msgpack.packb(row))
             lag = row["lag"]["entries"]

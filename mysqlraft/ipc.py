@@ -10,13 +10,15 @@ Each is a stream of msgpack arrays: a `Say` and its fields.
     log: consensus -> replica                     replica -> consensus
     ENTRIES  [entry, ...]                         WANT     first index, credit in bytes
     FETCHED  [entry, ...], error                  CREDIT   bytes more
-                                                  FETCH    first index, last index
+    REACH    index                                FETCH    first index, last index
+                                                  REACHED  index
 
 The log has a stream of its own because apply reads it itself: an entry goes from one process into the thread that
 applies it without waking any other. Entries are pushed as they are committed, never asked for one by one: the replica
 gives credit, an entry's payload uses it up, and what apply has taken becomes credit again. Proposals go the other way
 without an answer; HELD says up to which one they are committed, which is what bounds the bytes outstanding. Both ends
-always read, and everything that can queue is bounded by credit and window, so neither can block the other.
+always read, and everything that can queue is bounded by credit and window, so neither can block the other. REACH asks
+apply to say at once when it is that far: somebody waits for it.
 
 The end of a stream is the end of the other process. The replica then exits at once: its server keeps what it
 committed, and everything else is in the log.
@@ -62,6 +64,8 @@ class Say(IntEnum):
     WANT = 18
     CREDIT = 19
     FETCH = 20
+    REACH = 21
+    REACHED = 22
 
 
 class LogEntry(NamedTuple):
@@ -249,21 +253,30 @@ class LogReader:
         self._entries: list[LogEntry] = []
         self._fetched: tuple[list[LogEntry], str | None] | None = None
         self._taken_bytes = 0
+        self._called = False
+        self.awaited = 0
+        """An index that somebody waits for, 0 if nobody does: `reached` is due when it is applied."""
 
     def want(self, first: int) -> None:
         """Asks for all committed entries from index ``first`` on, once and for all."""
         self._say(Say.WANT, first, CREDIT)
 
     def take(self, timeout: float | None = None) -> list[LogEntry]:
-        """The next entries, or none after ``timeout`` seconds."""
-        while not self._entries and self._receive(timeout):
+        """The next entries, or none after ``timeout`` seconds, or when somebody begins to wait (`awaited`)."""
+        while not self._entries and not self._called and self._receive(timeout):
             pass
+        self._called = False
         entries, self._entries = self._entries, []
         self._taken_bytes += sum([len(entry.payload) for entry in entries])
         if self._taken_bytes >= _CREDIT_STEP:
             self._say(Say.CREDIT, self._taken_bytes)
             self._taken_bytes = 0
         return entries
+
+    def reached(self, index: int) -> None:
+        """Everything up to ``index`` is applied, and that is at least what was awaited."""
+        self.awaited = 0
+        self._say(Say.REACHED, index)
 
     def fetch(self, first: int, last: int) -> Iterator[LogEntry]:
         """Reads committed entries from ``first`` to ``last`` again, a bounded chunk at a time.
@@ -311,6 +324,8 @@ class LogReader:
         for message in self._messages.feed(data):
             if message[0] == Say.ENTRIES:
                 self._entries += [LogEntry(*entry) for entry in message[1]]
+            elif message[0] == Say.REACH:
+                self.awaited, self._called = message[1], True
             else:
                 self._fetched = [LogEntry(*entry) for entry in message[1]], message[2]
         return True

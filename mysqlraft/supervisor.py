@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mysqlraft.admin.status import State
+from mysqlraft.applied import Applied
 from mysqlraft.config import Config
 from mysqlraft.ipc import EXIT_STOPPED, Channel, Say
 from mysqlraft.raft.entry import Entry, EntryKind
@@ -55,7 +56,9 @@ class Supervisor:
         self._restarts = 0
         self._last_session = 0
         self._stopping = False
+        self._held = False
         self._again = asyncio.Event()
+        self._applied = Applied()
 
     @property
     def status(self) -> dict[str, Any]:
@@ -75,6 +78,12 @@ class Supervisor:
         while True:
             started = time.monotonic()
             self._again.clear()
+            if self._held:
+                self._state, self._reason = State.STOPPED, "this site is not a member of the cluster"
+                await self._again.wait()
+                if self._stopping:
+                    return
+                continue
             status = await self._one()
             if self._stopping:
                 return
@@ -101,6 +110,17 @@ class Supervisor:
         self.config = config
         self._again.set()
         await self._end()
+
+    async def hold(self, held: bool) -> None:
+        """No replica process runs while the site is held, as it is while it is not a member of the cluster."""
+        if held != self._held:
+            self._held = held
+            self._again.set()
+            await self._end()
+
+    async def wait_applied(self, index: int) -> None:
+        """Until the server holds everything up to `index`."""
+        await self._applied.wait(index)
 
     async def stop(self) -> None:
         """Lets the replica process finish what it does, and ends it."""
@@ -139,7 +159,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
             )
         logger.info("replica process started pid=%d", self._process.pid)
-        feed = self._feed = _Feed(self._node, self._on_status, self._on_session)
+        feed = self._feed = _Feed(self._node, self._applied, self._on_status, self._on_session)
         try:
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: feed.channel, sock=control)
@@ -151,6 +171,7 @@ class Supervisor:
             return await self._process.wait()
         finally:
             feed.close()
+            self._applied.detach()
             self._feed = None
             if self._process.returncode is None:
                 self._process.kill()
@@ -169,9 +190,9 @@ class Supervisor:
 class _Feed:
     """The traffic with one replica process: its proposals and reports here, the log in `_LogFeed`."""
 
-    def __init__(self, node: Node, on_status: Any, on_session: Any) -> None:
+    def __init__(self, node: Node, applied: Applied, on_status: Any, on_session: Any) -> None:
         self.channel = Channel(self._received, self._closed)
-        self.log = _LogFeed(node, self._closed)
+        self.log = _LogFeed(node, applied, self._closed)
         self._node = node
         self._on_status = on_status
         self._on_session = on_session
@@ -228,9 +249,10 @@ class _Feed:
 class _LogFeed:
     """Committed entries for one replica process, as they come and as far as there is credit."""
 
-    def __init__(self, node: Node, closed: Callable[[], None]) -> None:
+    def __init__(self, node: Node, applied: Applied, closed: Callable[[], None]) -> None:
         self.channel = Channel(self._received, closed)
         self._node = node
+        self._applied = applied
         self._next = 0
         self._credit = 0
         self._fetching: set[asyncio.Task[None]] = set()
@@ -263,7 +285,10 @@ class _LogFeed:
                 self.push()
             case [Say.WANT, first, credit]:
                 self._next, self._credit = first, credit
+                self._applied.attach(lambda index: self.channel.say(Say.REACH, index))
                 self.push()
+            case [Say.REACHED, index]:
+                self._applied.reached(index)
             case [Say.FETCH, first, last]:
                 task = asyncio.get_running_loop().create_task(self._fetch(first, last))
                 self._fetching.add(task)

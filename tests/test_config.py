@@ -45,7 +45,7 @@ def test_defaults() -> None:
     assert read_config.bind == Address("127.0.0.1", 7450)
     assert read_config.raft.election_ticks == 10
     assert read_config.capture.part_bytes == 1 << 20
-    assert read_config.mysql.read_password() == ""
+    assert read_config.server.read_password() == ""
     assert read_config.replicate.include == ("*.*",)
 
 
@@ -158,19 +158,19 @@ def test_passwords_are_read_when_needed_and_never_shown(tmp_path: Path, monkeypa
     secret = tmp_path / "password"
     from_file = read(MINIMAL.replace("root", f"root, password_file: {secret}"))
     with pytest.raises(ConfigError, match="cannot be read"):
-        from_file.mysql.read_password()
+        from_file.server.read_password()
     secret.write_text("hidden word \n")
-    assert from_file.mysql.read_password() == "hidden word "
+    assert from_file.server.read_password() == "hidden word "
 
     from_environment = read(MINIMAL.replace("root", "root, password_env: SITE_PASSWORD"))
     monkeypatch.delenv("SITE_PASSWORD", raising=False)
     with pytest.raises(ConfigError, match="SITE_PASSWORD is not set"):
-        from_environment.mysql.read_password()
+        from_environment.server.read_password()
     monkeypatch.setenv("SITE_PASSWORD", "hidden")
-    assert from_environment.mysql.read_password() == "hidden"
+    assert from_environment.server.read_password() == "hidden"
 
     plain = read(MINIMAL.replace("root", "root, password: hidden"))
-    assert plain.mysql.read_password() == "hidden"
+    assert plain.server.read_password() == "hidden"
     for one in (from_file, from_environment, plain):
         assert "hidden" not in repr(one)
         assert "hidden" not in str(keys.effective(one))

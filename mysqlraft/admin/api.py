@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from mysqlraft.admin.http import HttpServer, Page
+from mysqlraft.admin.http import Action, HttpServer, Page
 from mysqlraft.admin.metrics import CONTENT_TYPE, metrics
 from mysqlraft.admin.status import unready
 
 
-def admin_server(status: Callable[[], Mapping[str, Any]], broken: Callable[[], str]) -> HttpServer:
+def admin_server(
+    status: Callable[[], Mapping[str, Any]], broken: Callable[[], str], actions: Mapping[str, Action]
+) -> HttpServer:
     """A server of the admin API.
 
     Args:
+        actions: what it does when it is asked to (actions.py).
         status: makes the whole status.
         broken: why this daemon cannot work any more, or "".
     """
@@ -33,5 +36,6 @@ def admin_server(status: Callable[[], Mapping[str, Any]], broken: Callable[[], s
             "/healthz": health,
             "/readyz": readiness,
             "/metrics": lambda: Page(HTTPStatus.OK, metrics(status()), CONTENT_TYPE),
-        }
+        },
+        actions,
     )

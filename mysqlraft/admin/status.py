@@ -32,6 +32,10 @@ class State(StrEnum):
     STOPPED = "stopped"
     """Something failed that somebody has to mend."""
     STOPPING = "stopping"
+    JOINING = "joining"
+    """Not a member yet: replication begins when it is one."""
+    REMOVED = "removed"
+    """Not a member any more: nothing is captured or applied."""
     SILENT = "silent"
     """Another site that this one does not hear of; the rest of its row is what it said last."""
 
@@ -40,17 +44,20 @@ def own_row(config: Config, node: Mapping[str, Any], replica: Mapping[str, Any])
     """This site's row. ``node`` is `Node.status`, ``replica`` what the replica process and its supervisor report."""
     own = config.own
     applied = replica.get("applied")
+    state, reason = replica["state"], replica["reason"]
+    if (membership := node.get("membership", "member")) != "member":
+        state, reason = State(membership), node["membership_reason"]
     return {
         "id": own.id,
         "name": own.name,
-        "voter": own.voter,
+        **_standing(config, node, own.id),
         "version": __version__,
         "server": replica.get("server"),
         "role": node["role"],
         "term": node["term"],
         "commit_index": node["commit_index"],
-        "state": replica["state"],
-        "reason": replica["reason"],
+        "state": state,
+        "reason": reason,
         "applied": applied,
         "lag": {
             "entries": None if applied is None else max(0, node["commit_index"] - applied),
@@ -72,17 +79,18 @@ def cluster_status(
     heard: Callable[[int], tuple[Row, float] | None],
 ) -> dict[str, Any]:
     """The whole of /status. ``heard(site id)`` is the last row that a site sent, and its age in seconds."""
-    names = {site.id: site.name for site in config.cluster.sites}
+    members = node.get("members") or {site.id: {"name": site.name} for site in config.cluster.sites}
+    names = {site: member["name"] for site, member in members.items()} | {config.own.id: config.site}
     mine = own_row(config, node, replica)
     rows = []
-    for site in config.cluster.sites:
-        if site.id == config.own.id:
+    for site, name in sorted(names.items()):
+        if site == config.own.id:
             rows.append({**mine, "age": 0.0, "connected": True, "rtt_ms": 0.0, "problem": None})
             continue
-        peer = node["peers"].get(site.id, {})
-        told = heard(site.id)
+        peer = node["peers"].get(site, {})
+        told = heard(site)
         row = told[0] if told else {"state": State.SILENT, "reason": "nothing heard of it yet", "applied": None}
-        row = {**row, "id": site.id, "name": site.name, "voter": site.voter, "age": told and round(told[1], 3)}
+        row = {**row, "id": site, "name": name, **_standing(config, node, site), "age": told and round(told[1], 3)}
         row |= {key: peer.get(key) for key in ("connected", "rtt_ms", "problem")}
         if told and told[1] > SILENT_AFTER:
             problem = f": {peer['problem']}" if peer.get("problem") else ""
@@ -97,10 +105,49 @@ def cluster_status(
         "leader": names.get(node["leader"]),
         "term": node["term"],
         "commit_index": max([node["commit_index"], *(row.get("commit_index") or 0 for row in rows)]),
+        "configuration_index": node.get("configuration_index"),
+        "transfer": names.get(node.get("transfer") or 0),
+        "notes": [note] if (note := file_difference(config, node)) else [],
         "sites": rows,
         "raft": dict(node),
         "replica": dict(replica),
     }
+
+
+def _standing(config: Config, node: Mapping[str, Any], site: int) -> Row:
+    """What the site is in the cluster: by the configuration in the log, or else by the file."""
+    member = node.get("members", {}).get(site)
+    if member is None:
+        written = next((each for each in config.cluster.sites if each.id == site), None)
+        member = {key: getattr(written, key, None) for key in ("voter", "witness", "priority")}
+    return {key: member[key] for key in ("voter", "witness", "priority")}
+
+
+def file_difference(config: Config, node: Mapping[str, Any]) -> str:
+    """Where the file's sites and the members in the log differ."""
+    members = node.get("members")
+    if not members:
+        return ""
+    found = []
+    for site in config.cluster.sites:
+        member = members.get(site.id)
+        if member is None:
+            if not site.join:
+                found.append(f"{site.name} is no member")
+            continue
+        for key in ("name", "address", "voter", "witness", "priority"):
+            written = str(site.address) if key == "address" else getattr(site, key)
+            if written != member[key] and not (key == "voter" and site.join):
+                found.append(f"{site.name} has {key} {_yaml(written)} there, {_yaml(member[key])} in the log")
+    written_ids = [site.id for site in config.cluster.sites]
+    found += [f"{member['name']} is a member" for site, member in members.items() if site not in written_ids]
+    if not found:
+        return ""
+    return f"cluster.sites in the file is not what the log holds, which counts: {'; '.join(found)}"
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _difference(mine: Row, other: Row) -> str:
@@ -122,6 +169,8 @@ def unready(status: Mapping[str, Any]) -> str:
         return f"{row['state']}: {row['reason']}"
     if status["leader"] is None:
         return "no leader is known"
+    if row["witness"]:
+        return ""
     lag = row["lag"]["seconds"]
     if lag is None or lag > READY_LAG:
         return f"applying what other sites did {'-' if lag is None else format(lag, '.1f')} s ago"

@@ -24,10 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     settings = config.load(args.config)
     try:
-        store, first = daemon.open_store(settings)
+        store = daemon.open_store(settings)
+        try:
+            first = daemon.found(settings, store)
+        finally:
+            store.close()
     except daemon.StartError as error:
         raise CommandError(str(error), error.status) from None
-    store.close()
     done = "is bootstrapped" if first else "was bootstrapped before, nothing changed"
     print(f"{settings.data_dir} {done}: {daemon.founding_members(settings)}")
     return 0

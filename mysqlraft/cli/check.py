@@ -50,16 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = config.load(args.config)
+    if settings.own.witness:
+        fit = json.dumps({"server": None, "fit": True, "findings": []}, indent=2)
+        print(fit if args.json else f"-- {settings.site} is a witness: it has no server to check")
+        return 0
     if args.grants:
         print("\n".join(create_account(settings, args.grants == "mariadb", args.host)))
         return 0
     replicated = TableFilter(settings.replicate.include, settings.replicate.exclude)
-    connection = server.connect(settings.mysql)
+    connection = server.connect(settings.server)
     try:
         inspection = inspect(connection, settings, replicated)
     except pymysql.err.MySQLError as error:
         raise CommandError(
-            f"the server at {account.where(settings.mysql)} did not answer: {error.args[-1]}", EXIT_UNREACHABLE
+            f"the server at {account.where(settings.server)} did not answer: {error.args[-1]}", EXIT_UNREACHABLE
         ) from None
     finally:
         connection.close()
@@ -75,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         for statement in dict.fromkeys(statement for finding in findings for statement in finding.sql):
             print(f"{statement};")
     else:
-        print(f"{inspection.flavour} {inspection.version} at {account.where(settings.mysql)}")
+        print(f"{inspection.flavour} {inspection.version} at {account.where(settings.server)}")
         for finding in findings:
             print("\n".join(["", *explain(finding)]))
         print()
@@ -88,6 +92,6 @@ def run(args: argparse.Namespace) -> int:
 
 def create_account(settings: Config, mariadb: bool, host: str) -> list[str]:
     """The statements that create the daemon's account with all that it needs."""
-    who = f"{literal(settings.mysql.user)}@{literal(host)}"
+    who = f"{literal(settings.server.user)}@{literal(host)}"
     statements = [f"CREATE USER {who} IDENTIFIED BY 'choose a password'", *grant_statements(settings, mariadb, who)]
     return [f"{statement};" for statement in statements]

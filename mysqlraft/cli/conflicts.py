@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     settings = config.load(args.config)
     names = {site.id: site.name for site in settings.cluster.sites}
-    connection = server.connect(settings.mysql)
+    connection = server.connect(settings.server)
     try:
         found = list(_newest(connection, args))
         for conflict in found:

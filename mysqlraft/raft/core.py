@@ -80,6 +80,10 @@ class NotLeader(Exception):
     """Only the leader can do this, or it is about to hand over its leadership."""
 
 
+class NotYet(ConfigurationError):
+    """A change that cannot be made now, but perhaps in a moment."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Times in ticks, sizes in bytes."""
@@ -380,16 +384,16 @@ class RaftCore:
             raise NotLeader
         if self.log.term(self.log.commit) != self.term:
             # Without this, two leaders in a row can each change the same configuration (Ongaro's correction, 2015).
-            raise ConfigurationError("this leader has not committed an entry of its own term yet: try again")
+            raise NotYet("this leader has not committed an entry of its own term yet: try again")
         if self.configuration_index > self.log.commit:
-            raise ConfigurationError(f"the change at index {self.configuration_index} has not committed yet")
+            raise NotYet(f"the change at index {self.configuration_index} has not committed yet")
         if expected_index != self.configuration_index or self._configuration is None:
             raise ConfigurationError(
                 f"the configuration changed: it is the one at index {self.configuration_index}, not {expected_index}"
             )
         payload = self._configuration.changed(change, server).encode()
         if change is Change.PROMOTE and not force and not self.caught_up(server.site):
-            raise ConfigurationError(f"site {server.site} has not caught up: {self._lag(server.site)}")
+            raise ConfigurationError(f"site {server.site} has not caught up: {self.lag(server.site)}")
         self._append(EntryKind.CONFIGURATION, payload)
         self._adopt_configuration()
         return self.log.last_index
@@ -992,8 +996,8 @@ class RaftCore:
             why = "this is a witness" if not own[0] else f"which has priority {server.priority} (own: {own[1]})"
             self._transfer_to(chosen, why)
 
-    def _lag(self, site: int) -> str:
-        """How far a member is behind, for people."""
+    def lag(self, site: int) -> str:
+        """At the leader: how far a member is behind, for people."""
         progress = self.progress.get(site)
         match = progress.match if progress is not None else 0
         behind = (

@@ -15,10 +15,12 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from random import Random
 from typing import Any
 
-from mysqlraft.raft.configuration import NOBODY, Change, ConfigurationError, Server
+from mysqlraft.raft.calls import Calls
+from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.core import Limits, Ready, Role
 from mysqlraft.raft.entry import Entry
 from mysqlraft.raft.log import LogDivergence
@@ -26,14 +28,25 @@ from mysqlraft.raft.messages import Message
 from mysqlraft.raft.participant import Participant
 from mysqlraft.raft.store import Store, StoreError, Write
 from mysqlraft.raft.tls import Tls
-from mysqlraft.raft.transport import Transport
+from mysqlraft.raft.transport import Introduction, Transport
 
 logger = logging.getLogger(__name__)
 
 HANDOVER_SECONDS = 1.0
 LAST_WRITE_SECONDS = 5.0
+FAREWELL_SECONDS = 2.0
+"""How long a removed site's connections are kept: an answer may be on its way, as to who asked for the removal."""
 RECORD_SECONDS = 1.0
 """How often a commit index that no other write has carried is written down. It is a hint for the next start."""
+
+
+class Membership(StrEnum):
+    """What this site is to the cluster, as far as it knows."""
+
+    MEMBER = "member"
+    JOINING = "joining"
+    """It has never been one, and waits to be added."""
+    REMOVED = "removed"
 
 
 @dataclass(slots=True)
@@ -93,9 +106,8 @@ class Node:
         tls: Tls | None = None,
         names: Mapping[int, str] | None = None,
     ) -> None:
-        """`addresses` ("host:port" by site) are used instead of those in the configuration: for a way around, and
-        for a site that joins and has no configuration yet. So are `names`, where the configuration has none: with
-        `tls`, a site's certificate has to hold its name."""
+        """`addresses` ("host:port" by site) are used instead of those in the configuration: for a way around. `names`
+        are used where the configuration has none: with `tls`, a site's certificate has to hold its name."""
         random = random or Random()
         self.site = site
         self._store = store
@@ -115,6 +127,19 @@ class Node:
             tls=tls,
             name_of=self._name_of,
         )
+        self.transport.introduction = self._introduction
+        self.transport.on_introduction = self._on_introduction
+        self.transport.stranger_as_of = self._stranger_as_of
+        self.transport.on_stranger = self._on_stranger
+        self.calls = Calls(self.transport.call, random.getrandbits(62))
+        self.transport.on_call = self.calls.received
+        self._introduced: dict[int, Introduction] = {}
+        """Of members by configurations that are newer than ours."""
+        self._stranger: tuple[int, int] = (0, NOBODY)
+        """The greatest index of a committed configuration in which this site is said to be missing, and who said so."""
+        self._peers: dict[int, str] = {}
+        self._leaving: set[int] = set()
+        """Of the peers those who are no members any more, but were a moment ago."""
         self._peers_from: object = None
         self._pump_scheduled = False
         self._queue: list[Ready] = []
@@ -127,7 +152,7 @@ class Node:
         self._waiters: list[_Waiter] = []
         self._watchers: list[Callable[[], None]] = []
         self._reads: set[asyncio.Future[int]] = set()
-        self._transition = asyncio.Event()
+        self._transition: asyncio.Future[None] | None = None
         self._last_commit = self.commit_index
         self._failed: asyncio.Future[None] | None = None
         self._stopped = False
@@ -154,6 +179,7 @@ class Node:
         self._stopped = True
         if self._ticker is not None:
             self._ticker.cancel()
+        await self.calls.stop()
         await self.transport.stop()
         if self._writer is not None:
             await self._finish_writing(self._writer)
@@ -261,6 +287,58 @@ class Node:
     def role(self) -> Role:
         return self._core.role
 
+    @property
+    def configuration(self) -> Configuration | None:
+        """The members by the latest configuration in this site's log; None before it has one."""
+        return self._core.configuration
+
+    @property
+    def configuration_index(self) -> int:
+        return self._core.configuration_index
+
+    @property
+    def transferee(self) -> int:
+        """Whom this leader is handing over to, 0 for nobody."""
+        return self._core.transferee
+
+    def lag(self, site: int) -> str:
+        """See RaftCore.lag."""
+        return self._core.lag(site)
+
+    def term_at(self, index: int) -> int | None:
+        """The term of the entry at `index`, None if it is not in the log."""
+        return self._core.log.term(index)
+
+    @property
+    def membership(self) -> tuple[Membership, str]:
+        """Whether this site is a member, and the reason if it is not. A site that hears a leader is one, however old
+        the configuration in its log is."""
+        core = self._core
+        if core.leader != NOBODY:
+            return Membership.MEMBER, ""
+        index, teller = self._stranger
+        by = f"site {teller} knows"
+        if index <= core.configuration_index:
+            if core.configuration is None:
+                return (
+                    Membership.JOINING,
+                    "not a member yet: `mysqlraft members add` at a member",
+                )
+            index, by = core.configuration_index, "its own log holds"
+            if self.site in core.configuration or index > core.commit_index:
+                return Membership.MEMBER, ""
+        if any(self.site in configuration for _, configuration in core.log.configurations):
+            return Membership.REMOVED, f"not a member any more, by the configuration at index {index} that {by}"
+        return Membership.JOINING, (
+            f"not a member yet, by the configuration at index {index} that {by}: `mysqlraft members add` at a member"
+        )
+
+    async def next_transition(self) -> None:
+        """Until the next change of role, term or leader, or the end of a transfer."""
+        if self._transition is None:
+            self._transition = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._transition)
+
     async def read_index(self) -> int:
         """An index that covers everything committed, anywhere, before this call: once it is applied here, a local
         read is linearizable. Asks again until it gets an answer; bound it with asyncio.timeout."""
@@ -323,8 +401,18 @@ class Node:
             "outstanding_bytes": self.outstanding_bytes,
             "storage_stalled": core.storage_stalled,
             "configuration_index": core.configuration_index,
+            "configuration_committed": core.configuration_index <= core.commit_index,
+            "membership": self.membership[0].value,
+            "membership_reason": self.membership[1],
+            "transfer": core.transferee or None,
             "members": {
-                site: {"name": server.name, "address": server.address, "voter": server.voter}
+                site: {
+                    "name": server.name,
+                    "address": server.address,
+                    "voter": server.voter,
+                    "witness": server.witness,
+                    "priority": server.priority,
+                }
                 for site, server in (configuration.servers.items() if configuration is not None else ())
             },
             "peers": peers,
@@ -362,13 +450,37 @@ class Node:
         self._participant.connection_lost(site)
         self._schedule_pump()
 
-    def _knows(self, site: int) -> bool:
+    def _knows(self, site: int, introduction: Introduction) -> bool:
+        """A member, or one by a configuration that is newer than ours: we were away, or never a member."""
         configuration = self._core.configuration
-        return configuration is None or site in configuration or site in self._addresses
+        if configuration is not None and site in configuration:
+            return True
+        return introduction.index > self._core.configuration_index
+
+    def _on_introduction(self, site: int, introduction: Introduction) -> None:
+        if introduction.index > self._core.configuration_index and introduction != self._introduced.get(site):
+            self._introduced[site] = introduction
+            self._set_peers()
+
+    def _introduction(self) -> Introduction:
+        configuration = self._core.configuration
+        if configuration is None or self.site not in configuration:
+            return Introduction(0, "", "")
+        own = configuration.servers[self.site]
+        return Introduction(self._core.configuration_index, own.name, own.address)
+
+    def _stranger_as_of(self, site: int) -> int:
+        committed = self._core.configuration_index <= self._core.commit_index
+        return self._core.configuration_index if committed else 0
+
+    def _on_stranger(self, teller: int, index: int) -> None:
+        self._stranger = max(self._stranger, (index, teller))
 
     def _name_of(self, site: int) -> str | None:
         configuration = self._core.configuration
         server = configuration.servers.get(site) if configuration is not None else None
+        if server is None and site in self._introduced:
+            return self._introduced[site].name
         return self._names.get(site) if server is None else server.name
 
     # ---- outputs --------------------------------------------------------------------------------------------------
@@ -400,7 +512,9 @@ class Node:
             logger.info(
                 "role change site=%d role=%s term=%d leader=%d reason=%r", self.site, role.value, term, leader, reason
             )
-            self._transition.set()
+            if self._transition is not None:
+                self._transition.set_result(None)
+                self._transition = None
         for read in ready.read_states:
             if not read.context.done():
                 read.context.set_result(read.index)
@@ -412,11 +526,24 @@ class Node:
     def _set_peers(self) -> None:
         configuration = self._core.configuration
         self._peers_from = configuration
-        addresses = {} if configuration is None else {
-            site: server.address for site, server in configuration.servers.items()
-        }  # fmt: skip
-        overridden = {site: at for site, at in self._addresses.items() if configuration is None or site in addresses}
-        self.transport.set_peers({**addresses, **overridden})
+        newer = [site for site, said in self._introduced.items() if said.index > self._core.configuration_index]
+        self._introduced = {site: self._introduced[site] for site in newer}
+        addresses = {site: said.address for site, said in self._introduced.items()}
+        if configuration is not None:
+            addresses = {site: server.address for site, server in configuration.servers.items()} | addresses
+        members = {site: self._addresses.get(site, at) for site, at in addresses.items()}
+        for site in self._peers.keys() - members.keys() - self._leaving:
+            self._leaving.add(site)
+            asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._farewell, site)
+        self._leaving -= members.keys()
+        self._peers = members | {site: self._peers[site] for site in self._leaving}
+        self.transport.set_peers(self._peers)
+
+    def _farewell(self, site: int) -> None:
+        if not self._stopped and site in self._leaving:
+            self._leaving.discard(site)
+            del self._peers[site]
+            self._set_peers()
 
     def _start_next_write(self) -> None:
         if self._writing or not self._queue:
@@ -483,6 +610,5 @@ class Node:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HANDOVER_SECONDS):
                 while self.role is Role.LEADER:
-                    self._transition.clear()
-                    await self._transition.wait()
+                    await self.next_transition()
         logger.info("leadership handed over site=%d to=%d done=%s", self.site, chosen, self.role is not Role.LEADER)

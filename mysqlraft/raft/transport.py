@@ -15,8 +15,10 @@ With TLS (tls.py), that comes first. The dialler compares the site that it wants
 before it says a word; the other end does the same with the site that the handshake claims.
 
 Handshake: the dialler's first frame is [0, "mysqlraft", protocol version, cluster, its site, the site it wants,
-channel, its incarnation]. The answer is [0] or [0, reason of the refusal]. After that come frames of wire.py, and
-[100, number] ping, [101, number] pong, [102, status] gossip.
+channel, its incarnation, and its introduction: configuration index, name, address]. The answer is [0], or [0, reason
+of the refusal], or [0, reason, configuration index] if by that configuration its site is not a member. After that come
+frames of wire.py, and [100, number] ping, [101, number] pong, [102, status] gossip, [103, number, question],
+[104, number, answer] (calls.py).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from random import Random
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgpack
 
@@ -40,7 +42,7 @@ from mysqlraft.raft.wire import LENGTH, ProtocolError
 logger = logging.getLogger(__name__)
 
 MAGIC = "mysqlraft"
-HELLO, PING, PONG, GOSSIP = 0, 100, 101, 102
+HELLO, PING, PONG, GOSSIP, CALL, ANSWER = 0, 100, 101, 102, 103, 104
 
 MAX_FRAME_BYTES = 128 * 1024 * 1024
 """No frame of a peer's is longer. One large entry has to fit."""
@@ -52,14 +54,32 @@ BACKLOG = 100
 """Connections that may wait to be accepted."""
 MAX_STATUS_BYTES = 256 * 1024
 GOSSIP_SECONDS = 1.0
+REFUSAL_SECONDS = 60.0
+"""How often the same refusal is logged."""
 BACKOFF_SECONDS = (0.05, 2.0)
 """Wait before dialling again: at first, doubling, at most; each drawn between half of it and all of it."""
+
+
+class Introduction(NamedTuple):
+    """What a site says of itself when it dials another one: so a site that was away while the members changed, or
+    that never was one, learns of members that its own configuration does not have."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index
+    """Of the latest configuration in its log, in which it is a member; 0 if it is none."""
+    name: str
+    address: str
+    """Its own in that configuration."""
 
 
 class Channel(IntEnum):
     CONTROL = 0
     BULK = 1
 
+
+_NO_MEMBER = "is not a member of the cluster"
+"""What that refusal says."""
+_HELLO_TYPES = [str, int, int, int, int, int, str, str]
+"""Of what follows the protocol version."""
 
 PING_SECONDS = {Channel.CONTROL: 1.0, Channel.BULK: 5.0}
 """By channel. The control channel's pings also measure the round trip."""
@@ -186,6 +206,8 @@ class _Incoming(_Frames):
             self.send(PONG, fields[1])
         elif fields[0] == GOSSIP and len(fields) == 2 and type(fields[1]) is bytes:
             self._owner.heard_status(self.site, fields[1])
+        elif fields[0] in (CALL, ANSWER) and [type(field) for field in fields[1:]] == [int, bytes]:
+            self._owner.on_call(self.site, fields[0] == CALL, fields[1], fields[2])
         else:
             raise ProtocolError(f"unknown frame {fields[0]}")
 
@@ -197,13 +219,15 @@ class _Incoming(_Frames):
     def _greet(self, fields: list[Any]) -> None:
         if len(fields) < 3 or fields[:2] != [HELLO, MAGIC]:
             raise ProtocolError("the first frame is not a mysqlraft handshake")
-        reason = self._owner.refusal(fields) or self._owner.misnamed(fields[4], self.certificate)
+        reason = self._owner.refusal(fields) or self._owner.misnamed(fields[4], self.certificate, fields[9])
         if reason is not None:
-            logger.error("connection refused: %s peer=%s", reason, self.peer_name)
-            self.send(HELLO, reason)
+            self._owner.log_refusal(reason, self.peer_name)
+            stranger_as_of = self._owner.stranger_as_of(fields[4]) if _NO_MEMBER in reason else 0
+            self.send(HELLO, reason, *([stranger_as_of] if stranger_as_of else []))
             self.close()
             return
         self.site, self.channel = fields[4], Channel(fields[6])
+        self._owner.on_introduction(self.site, Introduction(*fields[8:]))
         self.max_frame = MAX_FRAME_BYTES
         for other in list(self._owner.incoming):
             if other is not self and (other.site, other.channel) == (self.site, self.channel):
@@ -219,6 +243,8 @@ class _Outgoing(_Frames):
         loop = asyncio.get_running_loop()
         self.greeted: asyncio.Future[str | None] = loop.create_future()
         """The reason of a refusal, None if the peer took us."""
+        self.stranger_as_of = 0
+        """The configuration index by which the peer says that we are not a member."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self.heard_at = time.monotonic()
         self.rtt = 0.0
@@ -245,9 +271,10 @@ class _Outgoing(_Frames):
     def on_frame(self, fields: list[Any]) -> None:
         self.heard_at = time.monotonic()
         if not self.greeted.done():
-            if fields[0] != HELLO or len(fields) > 2:
+            if fields[0] != HELLO or len(fields) > 3 or (len(fields) == 3 and type(fields[2]) is not int):
                 raise ProtocolError("the first frame is not an answer to a mysqlraft handshake")
-            self.greeted.set_result(str(fields[1]) if len(fields) == 2 else None)
+            self.stranger_as_of = fields[2] if len(fields) == 3 else 0
+            self.greeted.set_result(str(fields[1]) if len(fields) > 1 else None)
         elif fields[0] == PONG and len(fields) == 2:
             if fields[1] == self._ping:
                 self.rtt = self.heard_at - self._ping_at
@@ -318,6 +345,8 @@ class _Link:
             if refused is None:
                 return connection, ""
             problem = refused
+            if connection.stranger_as_of:
+                self._owner.on_stranger(self.site, connection.stranger_as_of)
         except TimeoutError:
             problem = f"no answer within {HANDSHAKE_SECONDS:.0f} s"
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be one, a certificate that is not
@@ -356,14 +385,24 @@ class Transport:
         cluster: str,
         on_message: Callable[[Message], None],
         on_reset: Callable[[int], None],
-        known: Callable[[int], bool],
+        known: Callable[[int, Introduction], bool],
         random: Random,
         tls: Tls | None = None,
         name_of: Callable[[int], str | None] = lambda site: None,
     ) -> None:
         """`on_message` takes what arrives, `on_reset(site)` learns that what was sent there lately may be lost, and
-        `known(site)` tells whether a site is one to talk with. With `tls`, `name_of(site)` is what its certificate
-        has to name."""
+        `known(site, introduction)` tells whether a site is one to talk with. With `tls`, `name_of(site)` is what its
+        certificate has to name. The other hooks may be set later."""
+        self.introduction: Callable[[], Introduction] = lambda: Introduction(0, "", "")
+        """What this site says of itself."""
+        self.stranger_as_of: Callable[[int], int] = lambda site: 0
+        """By the committed configuration of which index a site is not a member, 0 if that is not known for sure."""
+        self.on_introduction: Callable[[int, Introduction], None] = lambda site, introduction: None
+        """A site that is known has introduced itself."""
+        self.on_stranger: Callable[[int, int], None] = lambda site, index: None
+        """A peer says that by its configuration of this index this site is not a member."""
+        self.on_call: Callable[[int, bool, int, bytes], None] = lambda site, asks, number, body: None
+        """A CALL or an ANSWER has arrived."""
         self.site = site
         self.cluster = cluster
         self.on_message = on_message
@@ -379,6 +418,8 @@ class Transport:
         self._links: dict[int, dict[Channel, _Link]] = {}
         self._listening: list[socket.socket] = []
         self._greeting: set[asyncio.Task[None]] = set()
+        self._refusals: dict[str, float] = {}
+        """reason -> when it was logged last; of few kinds, as sites and reasons are."""
         self._status = b""
         self._status_of: dict[int, tuple[bytes, float]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -422,6 +463,8 @@ class Transport:
         for site in [site for site in self._links if addresses.get(site) != self._links[site][Channel.BULK].address]:
             for link in self._links.pop(site).values():
                 link.task.cancel()
+        for connection in [each for each in self.incoming if each.site and each.site not in addresses]:
+            connection.abort()  # it dials again, and hears then why it is not taken any more
         for site, address in addresses.items():
             if site != self.site and site not in self._links:
                 self._links[site] = {channel: _Link(self, site, address, channel) for channel in Channel}
@@ -439,6 +482,14 @@ class Transport:
                 queues.setdefault((message.to, channel), []).append(wire.encode(message))
         for (site, channel), bodies in queues.items():
             self._links[site][channel].send_bodies(bodies)
+
+    def call(self, site: int, asks: bool, number: int, body: bytes) -> bool:
+        """Send a CALL or an ANSWER on its way to `site`; False if there is none."""
+        links = self._links.get(site)
+        if links is None or links[Channel.CONTROL].connection is None:
+            return False
+        links[Channel.CONTROL].send_bodies([msgpack.packb((CALL if asks else ANSWER, number, body))])
+        return True
 
     def publish(self, status: bytes) -> None:
         """Tell all peers this status within a second, and from then on every second. Raises ValueError if it is too
@@ -472,31 +523,40 @@ class Transport:
     # ---- for the connections --------------------------------------------------------------------------------------
 
     def hello(self, site: int, channel: Channel) -> tuple[object, ...]:
-        return (HELLO, MAGIC, wire.PROTOCOL_VERSION, self.cluster, self.site, site, int(channel), self._incarnation)
+        own = (wire.PROTOCOL_VERSION, self.cluster, self.site, site, int(channel), self._incarnation)
+        return (HELLO, MAGIC, *own, *self.introduction())
 
     def refusal(self, fields: list[Any]) -> str | None:
         """Why the peer that sent this handshake is not one to talk with, None if it is."""
         if fields[2] != wire.PROTOCOL_VERSION:
             return f"protocol version {fields[2]!r:.20} is spoken there, {wire.PROTOCOL_VERSION} by site {self.site}"
-        if len(fields) != 8 or not all(type(field) is int for field in fields[4:]) or fields[6] not in list(Channel):
+        if [type(field) for field in fields[3:]] != _HELLO_TYPES or fields[6] not in list(Channel):
             raise ProtocolError("malformed handshake")
-        _, _, _, cluster, sender, wanted, _, incarnation = fields
+        _, _, _, cluster, sender, wanted, _, incarnation, *introduction = fields
         if cluster != self.cluster:
             return f"cluster {cluster!r:.80} is not cluster {self.cluster!r}, to which site {self.site} belongs"
         if wanted != self.site:
             return f"site {sender} looks for site {wanted} here, but this is site {self.site}"
         if sender == self.site and incarnation != self._incarnation:
             return f"another daemon calls itself site {self.site}, too"
-        if sender == self.site or not self._known(sender):
-            return f"site {sender} is not a member of the cluster as site {self.site} knows it"
+        if sender == self.site or not self._known(sender, Introduction(*introduction)):
+            return f"site {sender} {_NO_MEMBER} as site {self.site} knows it"
         return None
 
-    def misnamed(self, site: int, certificate: Mapping[str, Any] | None) -> str | None:
-        """Why a peer with this certificate is not `site`, None if it is (or there is no TLS)."""
+    def log_refusal(self, reason: str, peer: str) -> None:
+        """Once in a while for each reason: a site that was removed dials on."""
+        now = time.monotonic()
+        if now - self._refusals.get(reason, -REFUSAL_SECONDS) >= REFUSAL_SECONDS:
+            self._refusals[reason] = now
+            logger.error("connection refused: %s peer=%s", reason, peer)
+
+    def misnamed(self, site: int, certificate: Mapping[str, Any] | None, introduced: str = "") -> str | None:
+        """Why a peer with this certificate is not `site`, None if it is (or there is no TLS). `introduced`: the name
+        that it gives itself, which counts if no other is known."""
         if self.tls is None:
             return None
-        name = self._name_of(site)
-        if name is None:
+        name = self._name_of(site) or introduced
+        if not name:
             return f"the name of site {site}, which its certificate has to hold, is not known at site {self.site}"
         if certificate is None or name not in names(certificate):
             return f"the certificate shown is not that of site {site}, {name}, but of {shown_names(certificate or {})}"

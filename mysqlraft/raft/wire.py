@@ -34,7 +34,7 @@ from mysqlraft.raft.messages import (
     VoteResponse,
 )
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 LENGTH = struct.Struct(">I")
 
 _TYPES: dict[int, type[Message]] = {

@@ -67,6 +67,12 @@ transaction for each of them would have the application's next COMMIT wait for i
 class CommittedLog(Protocol):
     """Where committed entries come from; `mysqlraft.ipc.LogReader` is one."""
 
+    awaited: int
+    """An index that somebody waits for, 0 if nobody does."""
+
+    def reached(self, index: int) -> None:
+        """What was awaited is in the tables, and so is everything up to ``index``."""
+
     def want(self, first: int) -> None:
         """Asks for all committed entries from this index on; `take` then returns them in order."""
 
@@ -256,6 +262,7 @@ class Applier:
                     self._dispatch(builder.take())
                 else:
                     self._complete()
+                    self._tell_reached()
                 continue
             kind = kind_of(entry.payload) if entry.origin else PayloadKind.MARK
             if kind in (PayloadKind.PART, PayloadKind.DDL):
@@ -301,6 +308,8 @@ class Applier:
             return 0
         if not builder.entries:
             return _IDLE_WAIT
+        if 0 < self._log.awaited <= builder.state.index:
+            return 0
         return max(0.0, self._held_since + PROGRESS_SECONDS - time.monotonic())
 
     def _next(self, wait: float) -> LogEntry | None:
@@ -390,6 +399,11 @@ class Applier:
         if batch.index >= self._one_by_one_until:
             self._one_by_one_until = 0
         self._running()
+        self._tell_reached()
+
+    def _tell_reached(self) -> None:
+        if 0 < self._log.awaited <= self.status.index:
+            self._log.reached(self.status.index)
 
     # Statements.
 

@@ -127,7 +127,7 @@ class Replica:
             return 0
         applier = self._applier = Applier(
             site=self._site,
-            origins=[site.id for site in self._config.cluster.sites],
+            origins=_origins(self._config),
             connect=arguments,
             log=self._committed,
             dump_server_id=dump_server_id(self._config.cluster.id, self._site, Reader.APPLY),
@@ -171,7 +171,7 @@ class Replica:
         attempt = 0
         while True:
             try:
-                arguments = account.arguments(self._config.mysql)
+                arguments = account.arguments(self._config.server)
                 connection = pymysql.connect(**arguments)
                 try:
                     inspection = inspect(connection, self._config, self._replicated)
@@ -180,7 +180,7 @@ class Replica:
             except (pymysql.err.MySQLError, OSError, ConfigError) as error:
                 pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
                 attempt += 1
-                self._tell(State.RETRYING, f"the server at {account.where(self._config.mysql)}: {_text(error)}")
+                self._tell(State.RETRYING, f"the server at {account.where(self._config.server)}: {_text(error)}")
                 self._pause(pause)
                 continue
             attempt = 0
@@ -210,7 +210,7 @@ class Replica:
         attempt = 0
         while True:
             try:
-                connection = account.connect(self._config.mysql)
+                connection = account.connect(self._config.server)
                 try:
                     with connection.cursor() as cursor:
                         cursor.execute("SELECT COUNT(*) FROM mysqlraft.conflicts")
@@ -223,7 +223,7 @@ class Replica:
                     connection.close()
                 break
             except (pymysql.err.OperationalError, pymysql.err.InterfaceError, OSError, ConnectionLost) as error:
-                self._reason = f"the server at {account.where(self._config.mysql)}: {_text(error)}"
+                self._reason = f"the server at {account.where(self._config.server)}: {_text(error)}"
                 self._pause(_PAUSES[min(attempt, len(_PAUSES) - 1)])
                 attempt += 1
         self._reason = "waiting until the log holds this site's session"
@@ -242,7 +242,7 @@ class Replica:
                 return int(row[0]), Position(*msgpack.unpackb(row[1]))
             position = position_now(connection)
             server_id = dump_server_id(self._config.cluster.id, self._site, Reader.CAPTURE)
-            identity = file_identity(account.arguments(self._config.mysql), server_id, position.file)
+            identity = file_identity(account.arguments(self._config.server), server_id, position.file)
             position = replace(position, identity=identity)
             packed = msgpack.packb((position.file, position.offset, position.gtids, position.identity))
             cursor.execute("INSERT INTO mysqlraft.beginning VALUES (1, %s, %s)", (index, packed))
@@ -294,7 +294,7 @@ class Replica:
         origin = state.origins[self._site]
         assert origin.resume is not None, "its OPEN has just been accepted"
         capture = self._capture = Capture(
-            account.arguments(self._config.mysql),
+            account.arguments(self._config.server),
             self,
             CaptureState(origin.resume, origin.done, origin.base),
             session=self._session,
@@ -406,6 +406,14 @@ class Replica:
         if not under_way:
             return 0.0
         return round(max(0.0, time.time() - under_way[0][1] / 1e6), 3)
+
+
+def _origins(settings: Config) -> list[int]:
+    """The sites that are known to write. One that joins later is known from its first entry on: while it waits to be
+    added, it shall not keep the others from forgetting row keys."""
+    return [
+        site.id for site in settings.cluster.sites if not site.witness and (not site.join or site.id == settings.own.id)
+    ]
 
 
 def _unfit(inspection: Inspection) -> str:

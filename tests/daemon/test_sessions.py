@@ -126,7 +126,7 @@ def test_a_session_is_greater_than_any_of_this_daemon(monkeypatch: pytest.Monkey
 
 def test_a_new_site_begins_where_it_began_the_first_time(server: Server) -> None:
     """What is committed while the first OPEN is on its way, and lost with the process, is captured all the same."""
-    mysql = replace(SETTINGS.mysql, socket=server.socket, user=server.user)
+    mysql = replace(SETTINGS.server, socket=server.socket, user=server.user)
     settings = replace(SETTINGS, mysql=mysql)
     session = Session(server.connect)
     ensure_schema(session.query)

@@ -68,9 +68,9 @@ def test_site(compose: dict[str, Any], site: str) -> None:
     settings = config.load(mounted["/etc/mysqlraft/site.yaml"])
 
     assert settings.site == site
-    assert settings.mysql.host == f"mysql-{site}"
-    assert settings.mysql.password_env in daemon["environment"]
-    assert server["environment"][settings.mysql.password_env] == daemon["environment"][settings.mysql.password_env]
+    assert settings.server.host == f"mysql-{site}"
+    assert settings.server.password_env in daemon["environment"]
+    assert server["environment"][settings.server.password_env] == daemon["environment"][settings.server.password_env]
     assert settings.data_dir.is_relative_to("/var/lib/mysqlraft")
     assert "/var/lib/mysqlraft" in mounted
     for peer in settings.cluster.sites:

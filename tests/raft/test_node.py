@@ -361,7 +361,9 @@ class Ends:
     def transport(
         self, site: int, cluster: str = "test", known: Callable[[int], bool] = lambda site: True
     ) -> Transport:
-        return Transport(site, cluster, self.received.append, self.resets.append, known, Random(site))
+        return Transport(
+            site, cluster, self.received.append, self.resets.append, lambda site, _: known(site), Random(site)
+        )
 
 
 def with_transports(work: Callable[[Ends, Transport, Transport], Awaitable[None]], **options: Any) -> None:
@@ -453,7 +455,7 @@ def framed(*fields: object) -> bytes:
 
 
 def hello(version: int = PROTOCOL_VERSION, site: int = 1) -> bytes:
-    return framed(0, MAGIC, version, "test", site, 2, int(Channel.CONTROL), 77)
+    return framed(0, MAGIC, version, "test", site, 2, int(Channel.CONTROL), 77, 0, "", "")
 
 
 def test_another_protocol_version_is_refused() -> None:
@@ -480,8 +482,9 @@ def test_a_second_daemon_with_the_same_site_id_is_refused() -> None:
         LENGTH.pack(3) + b"\xc1\xc1\xc1",
         framed(1, 2, 3),
         framed(0, MAGIC, PROTOCOL_VERSION),
-        framed(0, MAGIC, PROTOCOL_VERSION, "test", "1", 2, 0, 0),
-        framed(0, MAGIC, PROTOCOL_VERSION, "test", 1, 2, 9, 0),
+        framed(0, MAGIC, PROTOCOL_VERSION, "test", "1", 2, 0, 0, 0, "", ""),
+        framed(0, MAGIC, PROTOCOL_VERSION, "test", 1, 2, 0, 0, 0, "", b"address"),
+        framed(0, MAGIC, PROTOCOL_VERSION, "test", 1, 2, 9, 0, 0, "", ""),
         hello() + LENGTH.pack(1 << 31),
         hello() + framed("x"),
         hello() + framed(6, 2, 1, 1),
@@ -489,7 +492,7 @@ def test_a_second_daemon_with_the_same_site_id_is_refused() -> None:
         hello() + framed(102, "text"),
         hello() + framed(3, 2, 1, 1, 0, 0, 0, 0, [b"\x00" * 64]),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_garbage_closes_the_connection_and_harms_nothing(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:

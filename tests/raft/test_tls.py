@@ -142,7 +142,14 @@ class End(Transport):
         self.received: list[Message] = []
         known = NAMES if names is None else names
         super().__init__(
-            site, "test", self.received.append, lambda site: None, lambda site: True, Random(site), secured, known.get
+            site,
+            "test",
+            self.received.append,
+            lambda site: None,
+            lambda site, _: True,
+            Random(site),
+            secured,
+            known.get,
         )
 
 

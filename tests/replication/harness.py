@@ -75,6 +75,11 @@ class SiteLink:
     def want(self, first: int) -> None:
         self._next = first
 
+    awaited = 0
+
+    def reached(self, index: int) -> None:
+        self.awaited = 0
+
     def take(self, timeout: float | None = None) -> Sequence[LogEntry]:
         """The next entries, up to `limit` if that is set."""
         with self.log.changed:

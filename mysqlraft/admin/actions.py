@@ -1,0 +1,105 @@
+"""What the admin API does, beside telling: JSON in, JSON out; docs/operations.md lists it.
+
+Every action is bounded by its `timeout` (seconds), and waits for its outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from mysqlraft.admin.http import Action, Page
+from mysqlraft.raft.operations import MAX_SECONDS, NotDone, Outcome, Request
+
+DEFAULT_SECONDS = 10.0
+
+_STATUS = {
+    Outcome.INVALID: HTTPStatus.BAD_REQUEST,
+    Outcome.REFUSED: HTTPStatus.CONFLICT,
+    Outcome.NO_LEADER: HTTPStatus.SERVICE_UNAVAILABLE,
+    Outcome.UNKNOWN: HTTPStatus.GATEWAY_TIMEOUT,
+}
+
+
+class Reads(Protocol):
+    """What a barrier needs."""
+
+    async def read_index(self) -> int:
+        """An index that covers everything committed, anywhere, before this call."""
+
+    async def wait_applied(self, index: int) -> None:
+        """Until this site's server holds everything up to `index`. Raises NotDone if it never will as things are."""
+
+    def applied(self) -> int | None:
+        """Up to where it holds it now, as far as is known."""
+
+
+def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], reads: Reads) -> dict[str, Action]:
+    """path -> action."""
+
+    async def members(wish: dict[str, Any]) -> dict[str, Any]:
+        seconds = _seconds(wish)
+        return await perform(Request.parse(wish.pop("change", None), wish), seconds)
+
+    async def transfer(wish: dict[str, Any]) -> dict[str, Any]:
+        seconds = _seconds(wish)
+        return await perform(Request.parse("transfer", wish), seconds)
+
+    async def barrier(wish: dict[str, Any]) -> dict[str, Any]:
+        seconds = _seconds(wish)
+        _nothing_else(wish)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                index = await reads.read_index()
+        except TimeoutError:
+            reason = f"no leader has answered within {seconds:g} s: what is committed is not known here"
+            raise NotDone(Outcome.NO_LEADER, reason) from None
+        return await _applied(index, (limit.when() or 0.0) - asyncio.get_running_loop().time(), seconds)
+
+    async def wait(wish: dict[str, Any]) -> dict[str, Any]:
+        seconds = _seconds(wish)
+        index = wish.pop("index", None)
+        _nothing_else(wish)
+        if type(index) is not int or index < 0:
+            raise NotDone(Outcome.INVALID, "index: is missing: a log index")
+        return await _applied(index, seconds, seconds)
+
+    async def _applied(index: int, left: float, seconds: float) -> dict[str, Any]:
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                await reads.wait_applied(index)
+        except TimeoutError:
+            reason = f"not applied within {seconds:g} s: this site has applied up to {reads.applied()}, not to {index}"
+            raise NotDone(Outcome.UNKNOWN, reason) from None
+        return {"index": index, "waited_ms": round((time.monotonic() - started) * 1000, 3)}
+
+    return {
+        path: _answering(do)
+        for path, do in {"/members": members, "/transfer": transfer, "/barrier": barrier, "/wait": wait}.items()
+    }
+
+
+def _answering(do: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> Action:
+    async def action(wish: dict[str, Any]) -> Page:
+        try:
+            return Page.json(await do(wish))
+        except NotDone as error:
+            return Page.json({"error": str(error), "outcome": error.outcome.value}, _STATUS[error.outcome])
+
+    return action
+
+
+def _seconds(wish: dict[str, Any]) -> float:
+    seconds = wish.pop("timeout", DEFAULT_SECONDS)
+    if type(seconds) not in (int, float) or not 0 < seconds <= MAX_SECONDS:
+        raise NotDone(Outcome.INVALID, f"timeout: {seconds!r:.40} is not allowed: seconds, up to {MAX_SECONDS:g}")
+    return float(seconds)
+
+
+def _nothing_else(wish: Mapping[str, Any]) -> None:
+    if wish:
+        raise NotDone(Outcome.INVALID, f"{', '.join(wish)}: not known here")
