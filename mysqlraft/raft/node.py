@@ -13,7 +13,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -26,13 +26,19 @@ from mysqlraft.raft.entry import Entry
 from mysqlraft.raft.log import LogDivergence
 from mysqlraft.raft.messages import Message
 from mysqlraft.raft.participant import Participant
-from mysqlraft.raft.store import Store, StoreError, Write
+from mysqlraft.raft.snapshot import Snapshot, SnapshotWork
+from mysqlraft.raft.snapshot_store import SnapshotStore
+from mysqlraft.raft.store import Compacted, Store, StoreError, Write
 from mysqlraft.raft.tls import Tls
+from mysqlraft.raft.transfer import Transfers
 from mysqlraft.raft.transport import Introduction, Transport
 
 logger = logging.getLogger(__name__)
 
 HANDOVER_SECONDS = 1.0
+SWEEP_ENTRIES = 2000
+SWEEP_PAUSE_SECONDS = 0.05
+"""Compacted entries are removed so many at a time, with this between: 40,000 in a second."""
 LAST_WRITE_SECONDS = 5.0
 FAREWELL_SECONDS = 2.0
 """How long a removed site's connections are kept: an answer may be on its way, as to who asked for the removal."""
@@ -105,9 +111,13 @@ class Node:
         random: Random | None = None,
         tls: Tls | None = None,
         names: Mapping[int, str] | None = None,
+        snapshots: SnapshotStore | None = None,
+        snapshot_bytes_per_second: int = 0,
     ) -> None:
         """`addresses` ("host:port" by site) are used instead of those in the configuration: for a way around. `names`
-        are used where the configuration has none: with `tls`, a site's certificate has to hold its name."""
+        are used where the configuration has none: with `tls`, a site's certificate has to hold its name. Without
+        `snapshots` this site neither gives nor takes any; they leave at `snapshot_bytes_per_second` at most, 0 for as
+        fast as they can."""
         random = random or Random()
         self.site = site
         self._store = store
@@ -115,7 +125,8 @@ class Node:
         self._addresses = dict(addresses or {})
         self._names = dict(names or {})
         self._tick_seconds = tick_seconds
-        self._participant = Participant(site, store, random, limits)
+        latest = snapshots.latest() if snapshots is not None else None
+        self._participant = Participant(site, store, random, limits, latest)
         self._core = self._participant.core
         self.transport = Transport(
             site,
@@ -140,6 +151,17 @@ class Node:
         self._peers: dict[int, str] = {}
         self._leaving: set[int] = set()
         """Of the peers those who are no members any more, but were a moment ago."""
+        self._transfers: Transfers | None = None
+        if snapshots is not None:
+            self._transfers = Transfers(
+                snapshots,
+                chunk_bytes=self._core.limits.snapshot_chunk_bytes,
+                bytes_per_second=snapshot_bytes_per_second,
+                send=self.transport.send,
+                done=self._on_snapshot_work,
+                failed=self._fail,
+            )
+        self._sweeping: asyncio.Task[None] | None = None
         self._peers_from: object = None
         self._pump_scheduled = False
         self._queue: list[Ready] = []
@@ -168,6 +190,7 @@ class Node:
         self._set_peers()
         self._next_tick = loop.time() + self._tick_seconds
         self._ticker = loop.call_at(self._next_tick, self._tick)
+        self._sweep()  # what a compaction before the last end has left
         self._schedule_pump()
 
     async def stop(self) -> None:
@@ -181,6 +204,10 @@ class Node:
             self._ticker.cancel()
         await self.calls.stop()
         await self.transport.stop()
+        if self._transfers is not None:
+            await self._transfers.stop()
+        if self._sweeping is not None:
+            await self._sweeping
         if self._writer is not None:
             await self._finish_writing(self._writer)
         stopped = ConnectionError("the node has stopped")
@@ -245,12 +272,12 @@ class Node:
 
     def committed_entries(self, first_index: int, max_bytes: int) -> Sequence[Entry]:
         """The committed entries from `first_index` on: at least one if there is one, no more than fit into
-        `max_bytes`. Raises StoreError if they are no longer in the log, or damaged, which ends this site, too."""
-        log = self._core.log
-        if first_index < log.first_index:
-            raise StoreError(f"entry {first_index} is not in the log any more, it begins at {log.first_index}")
+        `max_bytes`. Raises Compacted if they are no longer in the log, and StoreError if they are damaged, which ends
+        this site, too."""
         try:
-            return log.slice(first_index, self.commit_index, max_bytes)
+            return self._core.log.slice(first_index, self.commit_index, max_bytes)
+        except Compacted:
+            raise
         except StoreError as error:
             self._fail(error)  # of what this site has acknowledged
             raise
@@ -271,6 +298,61 @@ class Node:
         """Calls `callback` whenever `commit_index` has grown, until what this returns is called."""
         self._watchers.append(callback)
         return lambda: self._watchers.remove(callback)
+
+    # ---- compaction and snapshots ---------------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The latest that this site holds, of its own or received."""
+        return self._core.snapshot
+
+    def snapshot_data(self, snapshot: Snapshot) -> Iterator[bytes]:
+        """What the FSM had put into it. Reads the disk; raises StoreError if it is damaged."""
+        if self._transfers is None:
+            raise RuntimeError("the node has no snapshots")
+        return self._transfers.store.data(snapshot)
+
+    async def save_snapshot(self, index: int, data: Iterable[bytes]) -> Snapshot:
+        """Keep a snapshot of the FSM after the committed entry `index`. `data` is read in another thread. Raises
+        StoreError."""
+        if self._transfers is None:
+            raise RuntimeError("the node has no snapshots")
+        snapshot = await self._transfers.save(*self._core.snapshot_point(index), data)
+        self._core.install(snapshot)
+        in_use = [progress.snapshot for progress in self._core.progress.values() if progress.snapshot is not None]
+        await self._transfers.reap(in_use)
+        logger.info("snapshot taken site=%d index=%d bytes=%d", self.site, index, snapshot.size)
+        return snapshot
+
+    def compact(self, index: int) -> int:
+        """See RaftCore.compact. The space is freed later, and slowly."""
+        reached = self._participant.compact(index)
+        self._schedule_pump()
+        return reached
+
+    def _on_snapshot_work(self, work: SnapshotWork, outcome: int) -> None:
+        if self._stopped or self.failed.done():
+            return
+        try:
+            if self._participant.snapshot_work_done(work, outcome):
+                logger.info("snapshot installed site=%d index=%d", self.site, work.snapshot.last_index)
+        except Exception as error:
+            self._fail(error)
+        self._schedule_pump()
+
+    def _sweep(self) -> None:
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep_all(), name="sweep")
+
+    async def _sweep_all(self) -> None:
+        """Remove compacted entries, with pauses that leave the disk to the log."""
+        try:
+            more = True
+            while more and not self._stopped:
+                more = await asyncio.to_thread(self._store.sweep, SWEEP_ENTRIES)
+                await asyncio.sleep(SWEEP_PAUSE_SECONDS if more else 0)
+        except StoreError as error:
+            self._fail(error)
 
     # ---- the cluster ----------------------------------------------------------------------------------------------
 
@@ -370,7 +452,7 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """What there is to know, for people and programs."""
-        core, log = self._core, self._core.log
+        core, log, receiver = self._core, self._core.log, self._participant.receiver
         configuration = core.configuration
         peers: dict[int, dict[str, Any]] = {}
         for site in configuration.servers if configuration is not None else ():
@@ -386,6 +468,13 @@ class Node:
                 "next": progress.next_index if progress else None,
                 "inflight_bytes": progress.inflights.bytes if progress else None,
                 "state": progress.state.value if progress else None,
+                "snapshot": None
+                if progress is None or progress.snapshot is None
+                else {
+                    "index": progress.snapshot.last_index,
+                    "bytes": progress.snapshot.size,
+                    "sent": progress.snapshot_offset,
+                },
             }
         return {
             "site": self.site,
@@ -416,6 +505,20 @@ class Node:
                 for site, server in (configuration.servers.items() if configuration is not None else ())
             },
             "peers": peers,
+            "snapshot": None
+            if core.snapshot is None
+            else {
+                "index": core.snapshot.last_index,
+                "bytes": core.snapshot.size,
+            },
+            "receiving": None
+            if receiver.snapshot is None
+            else {
+                "index": receiver.snapshot.last_index,
+                "bytes": receiver.snapshot.size,
+                "received": receiver.written,
+                "refused": receiver.refused,
+            },
         }
 
     # ---- inputs ---------------------------------------------------------------------------------------------------
@@ -520,6 +623,13 @@ class Node:
                 read.context.set_result(read.index)
         if ready.write is not None or ready.promises:
             self._queue.append(ready)
+        if self._transfers is not None and (ready.chunk_requests or ready.snapshot_work):
+            for work in ready.snapshot_work:
+                self._transfers.work(work)
+            for request in ready.chunk_requests:
+                progress = self._core.progress.get(request.sender)
+                if progress is not None and progress.snapshot is not None:
+                    self._transfers.serve(request, progress.snapshot)
         if self._core.configuration is not self._peers_from:
             self._set_peers()
 
@@ -569,6 +679,8 @@ class Node:
             for ready in batch:
                 self._participant.advance(ready)
                 promises += ready.promises
+                if ready.write is not None and ready.write.rebase is not None:
+                    self._sweep()
         except Exception as failure:
             self._fail(failure)
             return

@@ -192,7 +192,8 @@ class SnapshotSender:
     """The leader's end: which bytes a follower is to get next."""
 
     def __init__(self) -> None:
-        self._name = (0, 0)
+        self.name = (0, 0)
+        """(last index, checksum) of the snapshot that was asked for last."""
         self._attempt = 0
         self._position = 0
         self._limit = 0
@@ -200,8 +201,8 @@ class SnapshotSender:
     def request(self, m: SnapshotChunkRequest) -> None:
         """Within an attempt the bytes asked for only grow; a new attempt begins where it says."""
         name = (m.last_index, m.snapshot_checksum)
-        if (name, m.attempt) != (self._name, self._attempt):
-            self._name, self._attempt = name, m.attempt
+        if (name, m.attempt) != (self.name, self._attempt):
+            self.name, self._attempt = name, m.attempt
             self._position = m.offset
         self._limit = max(m.limit, self._position)
 

@@ -110,7 +110,10 @@ class FileSnapshotStore:
 
     def read(self, snapshot: Snapshot, offset: int, length: int) -> bytes:
         with self._errors("cannot be read"), open(self._path(snapshot) / "data", "rb") as file:
-            return os.pread(file.fileno(), length, offset)
+            part = os.pread(file.fileno(), length, offset)
+        if len(part) != length:
+            raise self._damaged(self._path(snapshot))
+        return part
 
     def data(self, snapshot: Snapshot) -> Iterator[bytes]:
         digest = xxh3_64()

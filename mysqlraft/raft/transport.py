@@ -1,10 +1,11 @@
 """Messages between sites over TCP.
 
 Every site dials every other; a connection carries messages in the direction in which it was dialled (and answers to
-pings in the other). There are two per pair and direction, so that bulk data never delays a heartbeat:
+pings in the other). There are three per pair and direction, so that bulk data never delays a heartbeat:
 
 - CONTROL: everything small: heartbeats, votes, acknowledgements, commit notices, gossip.
 - BULK: log entries and forwarded proposals.
+- SNAPSHOT: the chunks of snapshots, which would keep the log's entries waiting.
 
 Each outgoing connection has one owner task: dial, shake hands, watch, and after a failure wait and dial again. Sending
 never waits: a message goes into the connection's buffer, or nowhere if there is no connection. A buffer beyond its
@@ -35,7 +36,7 @@ from typing import Any, NamedTuple, cast
 import msgpack
 
 from mysqlraft.raft import wire
-from mysqlraft.raft.messages import AppendRequest, Forward, Message
+from mysqlraft.raft.messages import AppendRequest, Forward, Message, SnapshotChunk
 from mysqlraft.raft.tls import Tls, names, shown_names
 from mysqlraft.raft.wire import LENGTH, ProtocolError
 
@@ -74,6 +75,7 @@ class Introduction(NamedTuple):
 class Channel(IntEnum):
     CONTROL = 0
     BULK = 1
+    SNAPSHOT = 2
 
 
 _NO_MEMBER = "is not a member of the cluster"
@@ -81,14 +83,22 @@ _NO_MEMBER = "is not a member of the cluster"
 _HELLO_TYPES = [str, int, int, int, int, int, str, str]
 """Of what follows the protocol version."""
 
-PING_SECONDS = {Channel.CONTROL: 1.0, Channel.BULK: 5.0}
+PING_SECONDS = {Channel.CONTROL: 1.0, Channel.BULK: 5.0, Channel.SNAPSHOT: 10.0}
 """By channel. The control channel's pings also measure the round trip."""
-SILENCE_SECONDS = {Channel.CONTROL: 5.0, Channel.BULK: 30.0}
+SILENCE_SECONDS = {Channel.CONTROL: 5.0, Channel.BULK: 30.0, Channel.SNAPSHOT: 30.0}
 """A connection without any answer for this long is dead, whatever TCP thinks. (After a cut, TCP itself may wait for
 minutes before it tries again.) Bulk is given longer: its pings queue behind the data."""
-BUFFER_BYTES = {Channel.CONTROL: 1024 * 1024, Channel.BULK: 96 * 1024 * 1024}
+BUFFER_BYTES = {Channel.CONTROL: 1024 * 1024, Channel.BULK: 96 * 1024 * 1024, Channel.SNAPSHOT: 32 * 1024 * 1024}
 """More than this unsent, and the connection is given up. Raft's windows keep the bulk below it, even when each of
 them is overshot by one entry of the greatest size (forward.MAX_PAYLOAD_BYTES)."""
+
+
+_CHANNELS: dict[type[Message], Channel] = {
+    AppendRequest: Channel.BULK,
+    Forward: Channel.BULK,
+    SnapshotChunk: Channel.SNAPSHOT,
+}
+"""Of the messages that do not go by control."""
 
 
 class _Frames(asyncio.Protocol):
@@ -476,8 +486,7 @@ class Transport:
             links = self._links.get(message.to)
             if links is None:
                 continue
-            bulk = isinstance(message, AppendRequest | Forward)
-            channel = Channel.BULK if bulk else Channel.CONTROL
+            channel = _CHANNELS.get(type(message), Channel.CONTROL)
             if links[channel].connection is not None:
                 queues.setdefault((message.to, channel), []).append(wire.encode(message))
         for (site, channel), bodies in queues.items():
@@ -572,10 +581,12 @@ class Transport:
             return
         if link.channel is Channel.CONTROL and link.connection is None:
             # The same path is dead for the data, only that this would be noticed much later.
-            bulk = links[Channel.BULK].connection
-            if bulk is not None:
-                bulk.abort()
-        self._on_reset(link.site)
+            for channel in (Channel.BULK, Channel.SNAPSHOT):
+                connection = links[channel].connection
+                if connection is not None:
+                    connection.abort()
+        if link.channel is not Channel.SNAPSHOT:  # what is lost there is asked for again
+            self._on_reset(link.site)
 
     async def _accept(self, listening: socket.socket) -> None:
         """Accepts by hand: an asyncio server would keep the certificates that it began with for ever, and say nothing

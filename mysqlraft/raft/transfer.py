@@ -1,0 +1,126 @@
+"""The driver's side of snapshots: the disk they are on, and the chunks that leave for others.
+
+All writing is done by one thread, in order, so that neither heartbeats nor the log wait for a snapshot's bytes. Chunks
+are read in other threads and leave through a connection of their own (transport.Channel.SNAPSHOT), paced to
+`bytes_per_second` for all followers together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from mysqlraft.raft.configuration import Configuration
+from mysqlraft.raft.messages import Message, SnapshotChunk, SnapshotChunkRequest
+from mysqlraft.raft.snapshot import Snapshot, SnapshotSender, SnapshotWork, chunk_checksum
+from mysqlraft.raft.snapshot_store import SnapshotStore
+from mysqlraft.raft.store import Base
+
+PACED_CHUNKS_PER_SECOND = 10
+"""With a limit, chunks are made so small that at least so many leave in a second: the follower is seen to go on."""
+MIN_CHUNK_BYTES = 1024
+
+
+class Transfers:
+    """Snapshots to and from other sites, and this site's own."""
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        *,
+        chunk_bytes: int,
+        bytes_per_second: int,
+        send: Callable[[Sequence[Message]], None],
+        done: Callable[[SnapshotWork, int], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """`done` learns what a piece of work has come to, `failed` of an error of the disk. 0 bytes per second: no
+        limit."""
+        self.store = store
+        self._chunk_bytes = chunk_bytes
+        self._rate = bytes_per_second
+        if bytes_per_second:
+            self._chunk_bytes = min(chunk_bytes, max(MIN_CHUNK_BYTES, bytes_per_second // PACED_CHUNKS_PER_SECOND))
+        self._send = send
+        self._done = done
+        self._failed = failed
+        self._disk = ThreadPoolExecutor(1, "raft-snapshots")
+        self._senders: dict[int, SnapshotSender] = {}
+        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._working: set[asyncio.Task[None]] = set()
+        self._verified: set[Snapshot] = set()
+        self._free_at = 0.0
+        """When the next chunk may leave."""
+
+    async def stop(self) -> None:
+        """Finish what the disk is doing; the rest is left for another time."""
+        tasks = [*self._serving.values(), *self._working]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.get_running_loop().run_in_executor(None, lambda: self._disk.shutdown(cancel_futures=True))
+
+    async def save(
+        self, base: Base, configuration_index: int, configuration: Configuration, data: Iterable[bytes]
+    ) -> Snapshot:
+        made: Snapshot = await self._on_disk(self.store.save, base, configuration_index, configuration, data)
+        return made
+
+    async def reap(self, in_use: Sequence[Snapshot]) -> None:
+        await self._on_disk(self.store.reap, in_use)
+
+    def work(self, work: SnapshotWork) -> None:
+        """Have it done after all that was asked for before."""
+        self._spawn(self._work(self._disk.submit(self.store.perform, work), work))
+
+    def serve(self, request: SnapshotChunkRequest, snapshot: Snapshot) -> None:
+        """Send what a follower asks for."""
+        site = request.sender
+        self._senders.setdefault(site, SnapshotSender()).request(request)
+        serving = self._serving.get(site)
+        if serving is None or serving.done():
+            self._serving[site] = asyncio.get_running_loop().create_task(self._serve(request, snapshot))
+
+    def _on_disk(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._disk, function, *arguments)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    async def _work(self, doing: Any, work: SnapshotWork) -> None:
+        try:
+            outcome = await asyncio.wrap_future(doing)
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._done(work, outcome)
+
+    async def _serve(self, request: SnapshotChunkRequest, snapshot: Snapshot) -> None:
+        """Until the follower has what it asked for, and whatever it asks for meanwhile of the same snapshot."""
+        sender = self._senders[request.sender]
+        loop = asyncio.get_running_loop()
+        try:
+            if snapshot not in self._verified:
+                # What is damaged here would be refused there only as a whole, again and again.
+                await asyncio.to_thread(lambda: [None for _ in self.store.data(snapshot)])
+                self._verified.add(snapshot)
+            while sender.name == (snapshot.last_index, snapshot.checksum) and (chunk := sender.next(self._chunk_bytes)):
+                offset, length = chunk
+                data = await asyncio.to_thread(self.store.read, snapshot, offset, length)
+                if self._rate:
+                    self._free_at = max(self._free_at, loop.time()) + length / self._rate
+                    await asyncio.sleep(self._free_at - loop.time())
+                self._send(
+                    [
+                        SnapshotChunk(
+                            request.sender, request.to, request.term, snapshot.last_index, snapshot.checksum,
+                            offset, chunk_checksum(data), data,
+                        )
+                    ]
+                )  # fmt: skip
+        except Exception as error:
+            self._failed(error)
