@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from mysqlraft.admin.http import Action, Page
-from mysqlraft.raft.operations import MAX_SECONDS, NotDone, Outcome, Request
+from mysqlraft.raft.operations import MAX_SECONDS, TRANSFER, NotDone, Outcome, Request, change_named
 
 DEFAULT_SECONDS = 10.0
 
@@ -42,11 +42,12 @@ def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], read
 
     async def members(wish: dict[str, Any]) -> dict[str, Any]:
         seconds = _seconds(wish)
-        return await perform(Request.parse(wish.pop("change", None), wish), seconds)
+        change = change_named(wish.pop("change", None))
+        return await perform(Request.parse(change.value, wish), seconds)
 
     async def transfer(wish: dict[str, Any]) -> dict[str, Any]:
         seconds = _seconds(wish)
-        return await perform(Request.parse("transfer", wish), seconds)
+        return await perform(Request.parse(TRANSFER, wish), seconds)
 
     async def barrier(wish: dict[str, Any]) -> dict[str, Any]:
         seconds = _seconds(wish)

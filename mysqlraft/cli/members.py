@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mysqlraft.cli import admin
+from mysqlraft.cli.errors import EXIT_NO
 from mysqlraft.cli.status import table
 from mysqlraft.keys import Address, Refused
 
@@ -27,7 +28,8 @@ when the change has committed. One member changes at a time. docs/operations.md 
   mysqlraft members priority osaka 10              who rather leads: the greatest, of those that can
   mysqlraft members promote osaka --index 4711     only if the configuration is still the one that `list` showed
 
-exit status: 0 done; 1 refused, or its outcome is not known; 2 a wrong command line; 3 no daemon or no leader answers
+exit status: 0 done; 1 refused, its outcome is not known, or the site asked is not a member; 2 a wrong command line;
+3 no daemon or no leader answers
 """
 
 _COLUMNS = ("id", "name", "address", "kind", "priority", "role", "state")
@@ -78,12 +80,12 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"done: {_done(args)}; the configuration is the one at index {done['configuration_index']}")
         return 0
-    status = daemon.get("/status")
+    found = _members(daemon.get("/status"))
     if args.json:
-        print(json.dumps(_members(status), indent=2))
+        print(json.dumps(found, indent=2))
     else:
-        print("\n".join(_lines(_members(status))))
-    return 0
+        print("\n".join(_lines(found)))
+    return 0 if found["membership"] == "member" else EXIT_NO
 
 
 def _wish(args: argparse.Namespace) -> dict[str, Any]:
@@ -121,6 +123,9 @@ def _members(status: dict[str, Any]) -> dict[str, Any]:
     raft = status["raft"]
     return {
         "cluster": status["cluster"],
+        "site": status["site"],
+        "membership": raft["membership"],
+        "reason": raft["membership_reason"],
         "leader": status["leader"],
         "configuration_index": raft["configuration_index"],
         "committed": raft["configuration_committed"],
@@ -138,6 +143,8 @@ def _members(status: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
+    if found["reason"]:
+        yield f"{found['site']} is {found['reason']}; this is what it knew last:"
     pending = "" if found["committed"] else ", not committed yet"
     yield f"cluster {found['cluster']}: configuration at index {found['configuration_index']}{pending}"
     if found["transfer"]:

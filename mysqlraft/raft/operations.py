@@ -21,6 +21,7 @@ from mysqlraft.raft.configuration import NOBODY, Change, Configuration, Configur
 from mysqlraft.raft.core import NotLeader, NotYet, Role
 from mysqlraft.raft.node import Membership, Node
 
+TRANSFER = "transfer"
 MAX_SECONDS = 600.0
 _PAUSE = 0.05
 
@@ -50,7 +51,7 @@ class Request(NamedTuple):
     """A wish, as it travels."""
 
     verb: str
-    """"transfer", or a `Change`."""
+    """TRANSFER, or a `Change`."""
     site: int | str = NOBODY
     """An id or a name; for a transfer, nobody in particular if NOBODY."""
     name: str = ""
@@ -64,21 +65,28 @@ class Request(NamedTuple):
     @classmethod
     def parse(cls, verb: object, wish: Mapping[str, Any]) -> Request:
         """Raises NotDone for what is no request."""
-        if verb != "transfer" and verb not in [change.value for change in Change]:
-            raise NotDone(Outcome.INVALID, f"{verb!r:.40} is not a change: one of {', '.join(c.value for c in Change)}")
         for key, value in wish.items():
             default = cls._field_defaults.get(key)
             wanted = (int, str) if key == "site" else (type(default),)
             if default is None or type(value) not in wanted or (type(value) is int and value < 0):
                 raise NotDone(Outcome.INVALID, f"{key}: {value!r:.40} is not allowed here")
-        request = cls(str(verb), **wish)
+        request = cls(TRANSFER if verb == TRANSFER else change_named(verb).value, **wish)
         if verb == Change.ADD_NONVOTER.value and not (type(request.site) is int and request.name and request.address):
             raise NotDone(Outcome.INVALID, "to add a site takes its id (site), its name and its address")
         if verb == Change.READDRESS.value and not request.address:
             raise NotDone(Outcome.INVALID, "address: is missing")
-        if verb != "transfer" and not request.site:
+        if verb != TRANSFER and not request.site:
             raise NotDone(Outcome.INVALID, "site: is missing: which one, by name or id")
         return request
+
+
+def change_named(value: object) -> Change:
+    """Raises NotDone if there is none of this name."""
+    try:
+        return Change(value)
+    except ValueError:
+        known = ", ".join(change.value for change in Change)
+        raise NotDone(Outcome.INVALID, f"{value!r:.40} is not a change: one of {known}") from None
 
 
 class Operations:
@@ -115,7 +123,7 @@ class Operations:
                     ) from None
                 waiting_for = f"the leader, {self._named(leader)}, cannot be asked from here: {error}; ask there"
             if time.monotonic() + _PAUSE >= deadline:
-                raise NotDone(Outcome.NO_LEADER, f"nothing was done within {seconds:.0f} s: {waiting_for}")
+                raise NotDone(Outcome.NO_LEADER, f"nothing was done within {seconds:g} s: {waiting_for}")
             await asyncio.sleep(_PAUSE)
 
     # ---- between sites --------------------------------------------------------------------------------------------
@@ -158,7 +166,7 @@ class Operations:
     async def _lead(self, request: Request, deadline: float) -> dict[str, Any]:
         """Raises NotLeader and NotYet if nothing was done and it may be asked for again; else NotDone."""
         try:
-            if request.verb == "transfer":
+            if request.verb == TRANSFER:
                 return await self._transfer(request, deadline)
             return await self._change(Change(request.verb), request, deadline)
         except NotYet:

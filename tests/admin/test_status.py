@@ -150,3 +150,80 @@ def test_metrics_leave_out_what_is_not_known() -> None:
     assert "applied_index" not in text
     assert "None" not in text
     assert 'mysqlraft_state{state="starting"} 1' in text
+
+
+def members(**changes: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What a node tells of the members that the file has, with some changes by name."""
+    found = {}
+    for site in settings().cluster.sites:
+        found[site.id] = {
+            "name": site.name,
+            "address": str(site.address),
+            "voter": site.voter,
+            "witness": site.witness,
+            "priority": site.priority,
+            **changes.get(site.name, {}),
+        }
+    return found
+
+
+def of_node(**changes: Any) -> dict[str, Any]:
+    """A status in which only the node's part matters."""
+    return cluster_status(settings(), node(**changes), replica(), lambda site: None)
+
+
+def test_the_members_are_those_of_the_log() -> None:
+    written = members(oslo={"voter": False, "priority": 7}, lima={"witness": True, "voter": True})
+    written[4] = {"name": "osaka", "address": "h:1", "voter": False, "witness": False, "priority": 0}
+    del written[2]["witness"], written[3]["priority"]
+    written[2]["witness"], written[3]["priority"] = False, 0
+    found = of_node(members=written, configuration_index=17, transfer=2)
+    assert [(row["name"], row["voter"], row["witness"], row["priority"]) for row in found["sites"]] == [
+        ("tokyo", True, False, 0),
+        ("oslo", False, False, 7),
+        ("lima", True, True, 0),
+        ("osaka", False, False, 0),
+    ]
+    assert (found["configuration_index"], found["transfer"]) == (17, "oslo")
+    text = "\n".join(lines(found))
+    print(text)
+    assert "leadership is being handed over to oslo" in text
+    assert "- (nonvoter, priority 7)" in text
+    assert "- (witness)" in text
+    (note,) = found["notes"]
+    assert f"note: {note}" in text
+    assert note == (
+        "cluster.sites in the file is not what the log holds, which counts: oslo has voter true there, false in the "
+        "log; oslo has priority 0 there, 7 in the log; lima has voter false there, true in the log; lima has witness "
+        "false there, true in the log; osaka is a member"
+    )
+
+
+def test_a_file_that_is_true_needs_no_note() -> None:
+    assert of_node(members=members())["notes"] == []
+    joining = TEXT.replace("voter: false", "join: true").format(site="tokyo", more="")
+    parsed = config.parse(joining, Path("test.yaml"))
+    without = {site: member for site, member in members().items() if site != 3}
+    for there in (without, members()):  # before it is added, as a nonvoter at first, and after
+        assert cluster_status(parsed, node(members=there), replica(), lambda site: None)["notes"] == []
+
+
+@pytest.mark.parametrize("state", ["joining", "removed"])
+def test_a_site_that_is_no_member_says_so(state: str) -> None:
+    others = {site: member for site, member in members().items() if site != 1}
+    found = of_node(members=others, membership=state, membership_reason="not a member")
+    own_one = found["sites"][0]
+    assert (own_one["name"], own_one["state"], own_one["reason"]) == ("tokyo", state, "not a member")
+    assert unready(found) == f"{state}: not a member"
+    assert f'mysqlraft_state{{state="{state}"}} 1' in metrics(found)
+
+
+def test_a_witness_is_ready_without_a_server() -> None:
+    status_of = {"state": "running", "reason": "", "server": None}
+    witness = node(members=members(tokyo={"witness": True}))
+    found = cluster_status(settings(), witness, status_of, lambda site: None)
+    assert unready(found) == ""
+    text = metrics(found)
+    assert "None" not in text
+    assert "applied_index" not in text
+    assert unready(cluster_status(settings(), {**witness, "leader": 0}, status_of, lambda site: None))

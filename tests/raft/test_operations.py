@@ -288,6 +288,7 @@ def test_a_change_that_does_not_commit_in_time_says_that_it_may_yet(tmp_path: Pa
     async def work() -> None:
         async with sites(founders(2), tmp_path, joiners=1) as made:
             leader = await made.led()
+            await until(lambda: leader.commit_index == leader.last_index)
             await made.stop(3 - leader.site)
             made.seconds = 0.05
             wish = {"site": 3, "name": "s3", "address": made.addresses[3]}

@@ -1,0 +1,111 @@
+"""What actions take and answer, with the cluster replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from mysqlraft.admin.actions import actions
+from mysqlraft.admin.http import Page
+from mysqlraft.raft.operations import NotDone, Outcome, Request
+
+
+class Site:
+    """A site that has applied up to 10; what it is asked for is noted."""
+
+    def __init__(self, outcome: Outcome | None = None) -> None:
+        self.outcome = outcome
+        self.performed: list[tuple[Request, float]] = []
+        self.committed = 10
+        self.leaderless = False
+
+    async def perform(self, request: Request, seconds: float) -> dict[str, Any]:
+        self.performed.append((request, seconds))
+        if self.outcome is not None:
+            raise NotDone(self.outcome, "because")
+        return {"done": True}
+
+    async def read_index(self) -> int:
+        if self.leaderless:
+            await asyncio.Event().wait()
+        return self.committed
+
+    async def wait_applied(self, index: int) -> None:
+        if index > 10:
+            await asyncio.Event().wait()
+
+    def applied(self) -> int | None:
+        return 10
+
+
+def ask(site: Site, path: str, /, **wish: Any) -> tuple[int, dict[str, Any]]:
+    async def answer() -> Page:
+        return await actions(site.perform, site)[path](wish)
+
+    page = asyncio.run(answer())
+    return int(page.status), json.loads(page.content)
+
+
+def test_requests_reach_the_cluster() -> None:
+    site = Site()
+    assert ask(site, "/members", change="promote", site="oslo", force=True, timeout=3) == (200, {"done": True})
+    assert ask(site, "/transfer") == (200, {"done": True})
+    assert ask(site, "/transfer", site=3)[0] == 200
+    assert site.performed == [
+        (Request("promote", "oslo", force=True), 3.0),
+        (Request("transfer"), 10.0),
+        (Request("transfer", 3), 10.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(Outcome.INVALID, 400), (Outcome.REFUSED, 409), (Outcome.NO_LEADER, 503), (Outcome.UNKNOWN, 504)],
+)
+def test_every_outcome_has_its_status(outcome: Outcome, status: int) -> None:
+    assert ask(Site(outcome), "/transfer") == (status, {"error": "because", "outcome": outcome.value})
+
+
+def test_barrier_and_wait() -> None:
+    site = Site()
+    assert ask(site, "/barrier")[1]["index"] == 10
+    assert ask(site, "/wait", index=9)[1]["index"] == 9
+    site.committed = 11
+    late = (
+        504,
+        {"error": "not applied within 0.05 s: this site has applied up to 10, not to 11", "outcome": "unknown"},
+    )
+    assert ask(site, "/barrier", timeout=0.05) == late
+    assert ask(site, "/wait", index=11, timeout=0.05) == late
+    site.leaderless = True
+    status, answer = ask(site, "/barrier", timeout=0.05)
+    assert (status, answer["outcome"]) == (503, "no leader")
+    assert "no leader has answered within 0.05 s" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "wish", "reason"),
+    [
+        ("/members", {}, "None is not a change"),
+        ("/members", {"change": "transfer"}, "'transfer' is not a change"),
+        ("/members", {"change": "promote", "site": 1, "colour": "red"}, "colour"),
+        ("/transfer", {"site": [1]}, "site"),
+        ("/transfer", {"timeout": "soon"}, "timeout"),
+        ("/barrier", {"timeout": 0}, "timeout"),
+        ("/barrier", {"timeout": True}, "timeout"),
+        ("/barrier", {"timeout": 601}, "timeout"),
+        ("/barrier", {"index": 3}, "index"),
+        ("/wait", {}, "index"),
+        ("/wait", {"index": -1}, "index"),
+        ("/wait", {"index": 1, "site": 1}, "site"),
+    ],
+)
+def test_what_is_no_request(path: str, wish: dict[str, Any], reason: str) -> None:
+    site = Site()
+    status, answer = ask(site, path, **wish)
+    assert status == 400
+    assert reason in answer["error"]
+    assert not site.performed
