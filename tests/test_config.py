@@ -57,6 +57,7 @@ def test_defaults() -> None:
         ("mysql: {user: root, colour: x}", "tokyo.yaml:9: mysql.colour: unknown key; known here: host, port, socket"),
         ("mysql: {port: 3306}", "tokyo.yaml:9: mysql.user: is missing: The daemon's account at the server."),
         ("mysql: root", "tokyo.yaml:9: mysql: 'root' is not allowed: a section of keys"),
+        ("mysql:", "mysql: is missing: The site's server."),
         ("mysql: {user: root, port: 70000}", "mysql.port: 70000 is not allowed: an integer from 1 to 65535"),
         ("mysql: {user: root, port: true}", "mysql.port: True is not allowed: an integer from 1 to 65535"),
         ("mysql: {user: root, password: 7}", "mysql.password: **** is not allowed: a text"),
@@ -116,6 +117,19 @@ def test_every_problem_is_named_at_once() -> None:
         ("[{id: 1, name: a, address: 'localhost:1'}, {id: 1, name: b, address: 'localhost:2'}]", "sites[1].id: 1 is"),
         ("[{id: 1, name: a, address: 'localhost:1'}, {id: 2, name: a, address: 'localhost:2'}]", "sites[1].name: a is"),
         ("[{id: 1, name: a, address: 'localhost:1'}, {id: 2, name: b, address: 'localhost:1'}]", "sites[1].address:"),
+        (
+            "[{id: 1, name: a, address: 'localhost:1', join: true}]",
+            "cluster.sites: at least one must vote: of the founders",
+        ),
+        (
+            "[{id: 1, name: a, address: 'localhost:1'}, {id: 2, name: b, address: 'h:2', witness: true, voter: false}]",
+            "sites[1].witness: true with voter: false is not allowed",
+        ),
+        (
+            "[{id: 1, name: a, address: 'localhost:1', witness: true}, {id: 2, name: b, address: 'localhost:2'}]",
+            "mysql: is not allowed: a is a witness and has no server",
+        ),
+        ("[{id: 1, name: a, address: 'localhost:1', priority: 101}]", "sites[0].priority: 101 is not allowed"),
         ("[{id: 16, name: a, address: 'localhost:1'}]", "sites[0].id: 16 is not allowed: an integer from 1 to 15"),
         ("[{id: 1, name: a, address: localhost}]", "sites[0].address: 'localhost' is not allowed: host:port"),
         ("[{id: 1, name: a, address: 'localhost:1', voter: false}]", "at least one must vote"),
@@ -125,6 +139,18 @@ def test_every_problem_is_named_at_once() -> None:
 def test_cluster(sites: str, expected: str) -> None:
     text = f"cluster:\n  id: test\n  sites: {sites}\nsite: a\ndata_dir: d\ninsecure: true\nmysql: {{user: root}}\n"
     assert any(expected in problem for problem in problems(text))
+
+
+def test_a_witness_has_no_server() -> None:
+    witness = read(MINIMAL.replace('7450"', '7450", witness: true').replace("mysql: {user: root}", ""))
+    assert witness.mysql is None
+    with pytest.raises(ConfigError, match="tokyo is a witness: it has no server"):
+        _ = witness.server
+
+
+def test_the_founders_are_those_who_do_not_join() -> None:
+    joined = read(MINIMAL.replace('7460"', '7460", join: true'))
+    assert [site.name for site in joined.founders] == ["tokyo"]
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,48 @@ def test_bootstrap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mysqlraft: data_dir" in capsys.readouterr().err
 
 
+def test_a_site_that_joins_founds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path)
+    Path(path).write_text(Path(path).read_text().replace('7450"', '7450", join: true'))
+    assert main(["bootstrap", "--config", path]) == 2
+    assert "tokyo has join: true and is no founder; `mysqlraft members add`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["members"],
+        ["members", "explode"],
+        ["members", "add", "x", "oslo", "h:1"],
+        ["members", "add", "3", "oslo", "nowhere"],
+        ["members", "priority", "oslo", "high"],
+        ["barrier", "--timeout", "0"],
+        ["wait"],
+        ["wait", "--index", "-1"],
+        ["transfer", "oslo", "--timeout", "soon"],
+    ],
+)
+def test_changes_asked_for_wrongly(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["members", "list"], ["members", "remove", "oslo"], ["transfer"], ["barrier"], ["wait", "--index", "1"]],
+)
+def test_nobody_to_be_asked(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    port = reserve_port()
+    try:
+        path = write(tmp_path, admin=port.port)
+        assert main([*arguments, "--config", path]) == 3
+        assert f"the daemon at 127.0.0.1:{port.port} does not answer" in capsys.readouterr().err
+    finally:
+        port.release()
+
+
 def test_check(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, of(server))
     with server.connect() as connection, connection.cursor() as cursor:
