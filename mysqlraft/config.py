@@ -202,6 +202,14 @@ class RaftSettings:
         default=8 * _MiB,
         unit="bytes",
     )
+    log_keep: int = key(
+        "How many log entries stay beyond those that a member has not stored or this site may read again; `0` keeps "
+        "the whole log. A site that joins, or lost its disk, needs the whole log: docs/consensus.md, Compaction.",
+        keys.integer(0, 10**12),
+        default=0,
+        unit="entries",
+        reload=Reload.NOW,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

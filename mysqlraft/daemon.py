@@ -33,6 +33,7 @@ from mysqlraft.raft.operations import Operations
 from mysqlraft.raft.store import StoreError, WrongDirectory
 from mysqlraft.raft.tls import Tls, TlsError
 from mysqlraft.raft.tls import load as load_tls
+from mysqlraft.retention import compactable
 from mysqlraft.supervisor import Supervisor
 from mysqlraft.witness import Witness
 
@@ -44,6 +45,9 @@ EXIT_ADDRESS = 3
 EXIT_STORAGE = 4
 
 PUBLISH_SECONDS = 0.5
+COMPACT_SECONDS = 10.0
+COMPACT_ENTRIES = 1000
+"""Fewer entries than these are not worth a compaction."""
 
 EXIT_CODES = """\
 exit status of the daemon:
@@ -215,6 +219,7 @@ class Daemon:
         stack.push_async_callback(admin.stop)
         await self._supervisor.hold(node.membership[0] is not Membership.MEMBER)
         self._keep(stack, self._publish())
+        self._keep(stack, self._compact())
         self._keep(stack, self._watchdog())
         self._keep(stack, self._supervisor.run())
         stack.push_async_callback(self._supervisor.stop)
@@ -281,6 +286,21 @@ class Daemon:
             reason = f": {row['reason']}" if row["reason"] else f", {lag} entries behind" if lag else ""
             systemd.notify(f"STATUS={row['role']} in term {row['term']}, replication {row['state']}{reason}")
             await asyncio.sleep(PUBLISH_SECONDS)
+
+    async def _compact(self) -> None:
+        """Lets go of the log's beginning, if that is wanted, as far as no member needs it."""
+        while True:
+            await asyncio.sleep(COMPACT_SECONDS)
+            keep, node = self._config.raft.log_keep, self._node
+            members = node.status()["members"]
+            if not keep or node.membership[0] is not Membership.MEMBER or self._config.own.id not in members:
+                continue
+            needed = None if self._config.own.witness else self._supervisor.status.get("needed_from", 0)
+            heard = [self._heard(site) for site in members if site != self._config.own.id]
+            stored = [None if told is None else told[0].get("commit_index") for told in heard]
+            last = compactable(node.commit_index, needed, stored, keep)
+            if last - node.first_index >= max(COMPACT_ENTRIES, keep // 10):
+                logger.info("log compacted last=%d", node.compact(last))
 
     async def _watchdog(self) -> None:
         """Says that this event loop turns. A dead one is what the service manager should end: nothing here can."""

@@ -92,7 +92,8 @@ class ApplyState(StrEnum):
 
 @dataclass(slots=True)
 class ApplyStatus:
-    """Read by other threads at any time: each field is set at once. ``index`` is the log index in the tables.
+    """Read by other threads at any time: each field is set at once. ``index`` is the log index in the tables, and
+    ``needed_from`` the first entry that a start from them would read again (0: not known yet).
 
     The counters count since the start: units and rows written here, units that went by the careful lane, changes that
     the fast lane failed on, conflicts, transactions, and attempts that were repeated.
@@ -101,6 +102,7 @@ class ApplyStatus:
     state: ApplyState = ApplyState.STARTING
     reason: str = ""
     index: int = 0
+    needed_from: int = 0
     units: int = 0
     rows: int = 0
     careful: int = 0
@@ -243,7 +245,7 @@ class Applier:
             raise StateError(f"mysqlraft.progress: applied is {applied}, its state that of {state.index}")
         if applied < self._last_stepped:
             self._again = iter(self._log.fetch(applied + 1, self._last_stepped))
-        self.status.index = applied
+        self.status.index, self.status.needed_from = applied, state.needed_from
         return state
 
     # Going on.
@@ -387,7 +389,7 @@ class Applier:
 
     def _committed(self, batch: Batch) -> None:
         status = self.status
-        status.index = batch.index
+        status.index, status.needed_from = batch.index, batch.needed_from
         status.units += batch.units
         status.rows += batch.rows
         status.careful += batch.careful

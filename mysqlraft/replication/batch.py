@@ -24,7 +24,8 @@ Work = Statement | Item
 
 @dataclass(slots=True)
 class Batch:
-    """Entries `first` to `index`; ``state`` is the state dumped at `index`. ``work`` may be iterated over again.
+    """Entries `first` to `index`; ``state`` is the state dumped at `index`, which needs the log from ``needed_from``
+    on. ``work`` may be iterated over again.
 
     ``units`` counts those that are written, ``careful`` those of them that are in conflict or written again.
     """
@@ -37,6 +38,7 @@ class Batch:
     units: int = 0
     careful: int = 0
     rows: int = 0
+    needed_from: int = 0
 
 
 class Lanes:
@@ -152,7 +154,7 @@ class LargeWork:
     def batch(self) -> Batch:
         """The unit as a batch of its own."""
         index, certification = self._step.index, self._certification
-        batch = Batch(index, index, self._state.dump())
+        batch = Batch(index, index, self._state.dump(), needed_from=self._state.needed_from)
         decision = self._lanes.decide(self._step.units[0][0], certification)
         batch.conflicts += self._lanes.conflicts(0, self._parts(), certification, decision.resolution)
         if not certification.own or certification.verdict is not Verdict.CLEAN:
@@ -226,5 +228,6 @@ class BatchBuilder:
         batch = self._batch
         self._work += self._lanes.flush()
         batch.index, batch.state = self.state.index, self.state.dump()
+        batch.needed_from = self.state.needed_from
         self._begin()
         return batch

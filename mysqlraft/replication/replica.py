@@ -376,6 +376,7 @@ class Replica:
         capture = self._capture.status() if self._capture is not None else None
         found |= {
             "applied": status.index,
+            "needed_from": status.needed_from,
             "lag_seconds": self._lag(status.index),
             "conflicts": self._conflicts_before + status.conflicts,
             "pending": max(0, capture["transactions"] - self._returned) if capture else 0,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -108,6 +108,7 @@ class Action:
     statement: str = ""
     changes: list[list[RowChange]] = field(default_factory=list)
     progress: bytes = b""
+    needed_from: int = 1
 
 
 TRUNCATE, DROP_KEY, ADD_KEY = "TRUNCATE t", "ALTER TABLE t DROP INDEX u", "ALTER TABLE t ADD UNIQUE u (u)"
@@ -154,6 +155,8 @@ class Site:
         self.known: tuple[bool, int] | None = None
         self.stopped_at = 0
         self.progress = b""
+        self.needed_from = 1
+        """What `ReplicationState.needed_from` was when the progress was dumped: the log before it may be gone."""
         # The network: what was proposed and is not in the log yet.
         self.proposed: list[tuple[int, int, bytes]] = []
         self.sent: list[tuple[int, int, bytes]] = []
@@ -171,7 +174,7 @@ class Site:
             self.progress,
             self.number,
             range(1, self.sites + 1),
-            self.log.fetch,
+            self.fetch,
             checkpoint_every=self.rng.choice([3, 50]),
         )
         self.actions: list[Action] = []
@@ -180,6 +183,10 @@ class Site:
         self.session = max(self.session, self.state.sessions.last(self.number)[0]) + 1
         self.sequence = 0
         self.propose(Payload(PayloadKind.OPEN, Flavour.MYSQL, 0, Position("", 0), ("", 0)))
+
+    def fetch(self, first: int, last: int) -> Iterable[LoggedEntry]:
+        assert first >= self.needed_from, f"entry {first} is read again, the log is only needed from {self.needed_from}"
+        return self.log.fetch(first, last)
 
     def crash(self) -> None:
         if self.rng.random() < 0.5:
@@ -287,7 +294,7 @@ class Site:
             return
         batch = Action("rows")
         for entry in self.log[self.state.index : self.state.index + limit]:
-            before = self.state.dump() if self.statements else b""
+            before = (self.state.dump(), self.state.needed_from) if self.statements else (b"", 1)
             step = self.state.step(entry)
             if step.kind is StepKind.DDL:
                 assert step.certification is not None
@@ -297,7 +304,7 @@ class Site:
                 if stops(ddl, step.certification.verdict, self.options):
                     self.stopped, self.stopped_at = True, entry.index
                     break
-                batch.progress = before
+                batch.progress, batch.needed_from = before
                 self.actions.append(batch)
                 if not step.certification.own or step.certification.verdict is Verdict.REASSERT:
                     self.actions.append(Action("statement", statement=ddl.statement))
@@ -307,7 +314,7 @@ class Site:
                 self.reading = resume.offset if resume else 0
             batch.changes += self.to_write(step)
             batch.index = entry.index
-        batch.progress = self.state.dump()
+        batch.progress, batch.needed_from = self.state.dump(), self.state.needed_from
         self.actions.append(batch)
         for action in self.actions:
             if action.kind == "rows" and action.index:
@@ -348,7 +355,7 @@ class Site:
         elif action.index:
             for changes in action.changes:
                 self.table.apply(changes)
-            self.progress = action.progress
+            self.progress, self.needed_from = action.progress, action.needed_from
             keys = frozenset[tuple[str, int]]().union(*map(keys_of, action.changes))
             self.binlog.append(Applied(action.index, keys))
 
