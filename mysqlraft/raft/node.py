@@ -162,6 +162,8 @@ class Node:
                 failed=self._fail,
             )
         self._sweeping: asyncio.Task[None] | None = None
+        self._sweep_more = False
+        """The log's base has moved since the last slice was begun."""
         self._peers_from: object = None
         self._pump_scheduled = False
         self._queue: list[Ready] = []
@@ -341,16 +343,18 @@ class Node:
         self._schedule_pump()
 
     def _sweep(self) -> None:
+        self._sweep_more = True
         if self._sweeping is None or self._sweeping.done():
             self._sweeping = asyncio.get_running_loop().create_task(self._sweep_all(), name="sweep")
 
     async def _sweep_all(self) -> None:
         """Remove compacted entries, with pauses that leave the disk to the log."""
         try:
-            more = True
-            while more and not self._stopped:
-                more = await asyncio.to_thread(self._store.sweep, SWEEP_ENTRIES)
-                await asyncio.sleep(SWEEP_PAUSE_SECONDS if more else 0)
+            while self._sweep_more and not self._stopped:
+                self._sweep_more = False
+                if await asyncio.to_thread(self._store.sweep, SWEEP_ENTRIES):
+                    self._sweep_more = True
+                    await asyncio.sleep(SWEEP_PAUSE_SECONDS)
         except StoreError as error:
             self._fail(error)
 
