@@ -45,7 +45,16 @@ def found() -> Iterator[dict[str, int]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["messages are not withheld", "two votes in one term", "what is forwarded twice counts twice"]
+    "name",
+    [
+        "messages are not withheld",
+        "two votes in one term",
+        "what is forwarded twice counts twice",
+        "a witness keeps the leadership",
+        "equals take the leadership from each other",
+        "whoever lags is promoted",
+        "the configuration index is not compared",
+    ],
 )
 def test_planted_bugs_are_found(name: str, found: dict[str, int]) -> None:
     """A few here; tests/simulation/plant.py runs through all."""
