@@ -60,6 +60,31 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _family("peer_connected", "gauge", "Whether the links to another site are up.", connected)
     trips = [(label, one["rtt_ms"] / 1000) for label, one in labelled if one["rtt_ms"] is not None]
     yield from _family("peer_round_trip_seconds", "gauge", "The last round trip to another site.", trips)
+    yield from _log(status, {one["id"]: one["name"] for one in others})
+
+
+def _log(status: Mapping[str, Any], names: Mapping[int, str]) -> Iterator[str]:
+    """Where the log begins and ends, and the snapshots that are on their way."""
+    raft = status["raft"]
+    yield from _metric("log_first_index", "counter", "The first entry of the log here.", {}, raft.get("first_index"))
+    yield from _metric("log_last_index", "gauge", "The last entry of the log here.", {}, raft.get("last_index"))
+    receiving = raft.get("receiving") or {}
+    for key, meaning in (
+        ("received", "Bytes here of the snapshot that arrives."),
+        ("bytes", "Bytes of the whole snapshot that arrives."),
+    ):
+        yield from _metric(f"snapshot_receiving_{key}", "gauge", meaning, {}, receiving.get(key))
+    sending = [
+        ({"peer": names.get(site, str(site))}, snapshot)
+        for site, peer in raft["peers"].items()
+        if (snapshot := peer.get("snapshot"))
+    ]
+    for key, meaning in (
+        ("sent", "Bytes that a site has of the snapshot it gets."),
+        ("bytes", "Bytes of the whole snapshot that a site gets."),
+    ):
+        samples = [(label, snapshot[key]) for label, snapshot in sending]
+        yield from _family(f"peer_snapshot_{key}", "gauge", meaning, samples)
 
 
 def _metric(name: str, kind: str, meaning: str, labels: Mapping[str, Any], value: float | None) -> Iterator[str]:

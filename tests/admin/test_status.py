@@ -144,6 +144,21 @@ def test_metrics_are_prometheus_text() -> None:
     assert 'mysqlraft_info{site="tokyo",version="' in text
 
 
+def test_metrics_tell_where_the_log_begins_and_how_far_snapshots_are() -> None:
+    facts = node(first_index=1001, last_index=1200, receiving={"index": 9, "bytes": 500, "received": 20, "refused": 0})
+    facts["peers"][2]["snapshot"] = {"index": 1000, "bytes": 300, "sent": 100}
+    text = metrics(cluster_status(settings(), facts, replica(), lambda site: None))
+    for line in (
+        "mysqlraft_log_first_index 1001",
+        "mysqlraft_log_last_index 1200",
+        "mysqlraft_snapshot_receiving_received 20",
+        "mysqlraft_snapshot_receiving_bytes 500",
+        'mysqlraft_peer_snapshot_sent{peer="oslo"} 100',
+        'mysqlraft_peer_snapshot_bytes{peer="oslo"} 300',
+    ):
+        assert f"{line}\n" in text
+
+
 def test_metrics_leave_out_what_is_not_known() -> None:
     unknown = {"state": "starting", "reason": "the replica process is starting", "restarts": 0, "pid": None}
     text = metrics(cluster_status(settings(), node(), unknown, lambda site: None))
