@@ -2,7 +2,8 @@
 
 One site's core on its real store, synced: entries of 100 bytes are proposed, committed, and compacted but for the last
 100,000, in a process of its own, as in the daemon. Compared are the first and the last tenth of the run: entries in a
-second, processor time, memory, and how long a start takes with the log of then. "ours" is the end, "peer" the beginning.
+second, processor time, memory, and how long a start takes with the log of then. "ours" is the end, "peer" the
+beginning.
 """
 
 from __future__ import annotations
