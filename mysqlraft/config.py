@@ -21,6 +21,8 @@ from mysqlraft.keys import Address, ConfigError, Reader, Refused, Reload, key, s
 
 __all__ = ["Address", "Config", "ConfigError", "load", "parse"]
 
+MIN_TOKEN = 16
+"""Characters. A shorter one could be guessed."""
 MAX_SITES = 15  # an origin is four bits in the certification map
 
 _KiB, _MiB, _GiB = 1 << 10, 1 << 20, 1 << 30
@@ -38,11 +40,17 @@ def _addresses(value: Any) -> dict[str, Address]:
     return {name: Address.parse(address) for name, address in value.items()}
 
 
-def _loopback(value: Any) -> Address:
-    address = Address.parse(value)
-    if not address.loopback:
-        raise Refused("host:port on loopback: the admin API has no authentication")
-    return address
+def _read_secret(at: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{at}: {path} cannot be read: {error}") from None
+
+
+def _environment(at: str, name: str) -> str:
+    if (secret := os.environ.get(name)) is None:
+        raise ConfigError(f"{at}: the environment variable {name} is not set")
+    return secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +84,52 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdminTlsSettings:
+    """The certificate is read at the start and at each SIGHUP."""
+
+    certificate: Path = key("PEM file of the admin API's certificate.", keys.path, reload=Reload.NOW)
+    key: Path = keys.key("PEM file of its key, not encrypted.", keys.path, reload=Reload.NOW)
+    ca: Path | None = keys.key(
+        "PEM file of authorities: only clients with a certificate of theirs are answered. Verbs show `certificate`.",
+        keys.path,
+        default=None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdminSettings:
     listen: Address = key(
-        "Where the admin API listens; on loopback, as it has no authentication.",
-        _loopback,
+        "Where the admin API listens. Beyond loopback only with a token or with `tls.ca`.",
+        Address.parse,
         default=Address("127.0.0.1", 7451),
     )
+    token_file: Path | None = key(
+        "A file that holds the token which every request must show (`Authorization: Bearer ...`).",
+        keys.path,
+        default=None,
+        reload=Reload.NOW,
+    )
+    token_env: str | None = key(
+        "The environment variable that holds the token.", keys.text, default=None, reload=Reload.NOW
+    )
+    tls: AdminTlsSettings | None = section("TLS for the admin API; without it, none.", AdminTlsSettings, default=None)
+
+    def read_token(self) -> str | None:
+        """The token, None if none is configured.
+
+        Raises:
+            ConfigError: it cannot be read, or is none.
+        """
+        if self.token_file is not None:
+            token = _read_secret("admin.token_file", self.token_file)
+        elif self.token_env is not None:
+            token = _environment("admin.token_env", self.token_env)
+        else:
+            return None
+        if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+            where = "admin.token_env" if self.token_file is None else "admin.token_file"
+            raise ConfigError(f"{where}: the token has to be at least {MIN_TOKEN} ASCII letters, digits or signs")
+        return token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,14 +210,9 @@ class MysqlSettings:
             ConfigError: its file or environment variable cannot be read.
         """
         if self.password_file is not None:
-            try:
-                return self.password_file.read_text(encoding="utf-8").removesuffix("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"mysql.password_file: {self.password_file} cannot be read: {error}") from None
+            return _read_secret("mysql.password_file", self.password_file)
         if self.password_env is not None:
-            if (secret := os.environ.get(self.password_env)) is None:
-                raise ConfigError(f"mysql.password_env: the environment variable {self.password_env} is not set")
-            return secret
+            return _environment("mysql.password_env", self.password_env)
         return self.password or ""
 
 
@@ -416,6 +459,7 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(("tls", reason))
     elif config.tls is not None and config.insecure:
         found.append(("insecure", "true is not allowed together with tls: remove one of them"))
+    found += _admin_contradictions(config.admin)
     if config.mysql is not None:
         found += _mysql_contradictions(config.mysql)
     witness = any(site.witness for site in sites if site.name == config.site)
@@ -440,4 +484,18 @@ def _mysql_contradictions(mysql: MysqlSettings) -> list[tuple[str, str]]:
     tls = mysql.tls
     if tls is not None and (tls.cert is None) != (tls.key is None):
         found.append(("mysql.tls", "cert and key are only allowed together"))
+    return found
+
+
+def _admin_contradictions(admin: AdminSettings) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    token = admin.token_file is not None or admin.token_env is not None
+    if not admin.listen.loopback and not token and (admin.tls is None or admin.tls.ca is None):
+        reason = (
+            f"{str(admin.listen)!r} is not allowed: beyond loopback everybody could use the admin API; give "
+            "admin.token_file or admin.token_env, or admin.tls with ca"
+        )
+        found.append(("admin.listen", reason))
+    if admin.token_file is not None and admin.token_env is not None:
+        found.append(("admin.token_env", "token_file and token_env together are not allowed: one of them"))
     return found

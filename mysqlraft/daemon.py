@@ -19,6 +19,7 @@ import msgpack
 import uvloop
 
 from mysqlraft import __version__, config, keys, logs, systemd
+from mysqlraft.admin.access import Access
 from mysqlraft.admin.actions import actions
 from mysqlraft.admin.api import admin_server
 from mysqlraft.admin.status import Row, State, cluster_status, file_difference, own_row
@@ -148,6 +149,7 @@ class Daemon:
         self._config = settings
         self._node: Node
         self._supervisor: Supervisor | Witness
+        self._access: Access
         self._stop = asyncio.Event()
         self._broken = ""
         self._membership = Membership.MEMBER
@@ -175,6 +177,7 @@ class Daemon:
         settings = self._config
         try:
             tls = link_tls(settings)
+            access = self._access = Access(settings.admin)
         except ConfigError as error:
             raise StartError(str(error), EXIT_CONFIGURATION) from None
         store = open_store(settings)
@@ -203,7 +206,7 @@ class Daemon:
             names={site.id: site.name for site in settings.cluster.sites},
         )
         self._supervisor = Witness() if settings.own.witness else Supervisor(settings, node)
-        admin = admin_server(self._status, lambda: self._broken, actions(Operations(node).perform, self))
+        admin = admin_server(self._status, lambda: self._broken, actions(Operations(node).perform, self), access.admits)
         try:
             await node.start()
         except OSError as error:
@@ -213,7 +216,7 @@ class Daemon:
             logger.warning("%s", difference)
         listen = settings.admin.listen
         try:
-            await admin.start(listen.host, listen.port)
+            await admin.start(listen.host, listen.port, access.tls)
         except OSError as error:
             raise StartError(f"admin.listen {listen}: {_reason(error)}", EXIT_ADDRESS) from None
         stack.push_async_callback(admin.stop)
@@ -332,6 +335,7 @@ class Daemon:
         if fixed:
             raise ConfigError(*(f"{path} takes a restart of the daemon" for path in fixed))
         tls = link_tls(new)
+        self._access.reload(new.admin)
         self._config = new
         self._node.transport.tls = tls
         logs.configure(new.log)

@@ -71,7 +71,12 @@ def test_defaults() -> None:
         ("capture: {mark_seconds: .nan}", "capture.mark_seconds: nan is not allowed: a number from 0.1 to 3600"),
         ("replicate: {include: shop.*}", "replicate.include: 'shop.*' is not allowed: a list"),
         ("replicate: {include: [shop]}", "replicate.include: ['shop'] is not allowed: a list, each item: schema.table"),
-        ('admin: {listen: "0.0.0.0:7451"}', "admin.listen: '0.0.0.0:7451' is not allowed: host:port on loopback"),
+        ('admin: {listen: "0.0.0.0:7451"}', "admin.listen: '0.0.0.0:7451' is not allowed: beyond loopback everybody"),
+        (
+            'admin: {listen: "h:1", tls: {certificate: c, key: k}}',
+            "admin.listen: 'h:1' is not allowed: beyond loopback",
+        ),
+        ("admin: {token_file: f, token_env: E}", "admin.token_env: token_file and token_env together are not allowed"),
         ("listen: 7450", "listen: 7450 is not allowed: host:port, as in 10.0.0.1:7450"),
         ("dial: {paris: 'localhost:1'}", "dial.paris: 'paris' is not allowed: one of tokyo, oslo"),
         ("dial: {oslo: 1}", "dial: {'oslo': 1} is not allowed: host:port, as in 10.0.0.1:7450"),
@@ -202,6 +207,47 @@ def test_passwords_are_read_when_needed_and_never_shown(tmp_path: Path, monkeypa
         assert "hidden" not in str(keys.effective(one))
 
 
+@pytest.mark.parametrize(
+    "admin",
+    [
+        'listen: "0.0.0.0:1", token_file: f',
+        'listen: "0.0.0.0:1", token_env: E',
+        'listen: "0.0.0.0:1", tls: {certificate: c, key: k, ca: a}',
+        'listen: "0.0.0.0:1", token_env: E, tls: {certificate: c, key: k}',
+        'listen: "[::1]:1"',
+    ],
+)
+def test_the_admin_api_beyond_loopback(admin: str) -> None:
+    read(MINIMAL + f"admin: {{{admin}}}\n")
+
+
+def test_tokens_are_read_when_needed_and_have_to_be_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(MINIMAL).admin.read_token() is None
+    secret = tmp_path / "token"
+    settings = read(MINIMAL + f"admin: {{token_file: {secret}}}").admin
+    with pytest.raises(ConfigError, match=r"admin\.token_file: .* cannot be read"):
+        settings.read_token()
+    for bad in (
+        "",
+        "short\n",
+        "with spaces in it, and long\n",
+        "ümläüts-and-long-enough\n",
+        "two-lines-of-it\nare-not-one\n",
+    ):
+        secret.write_text(bad)
+        with pytest.raises(ConfigError, match=r"admin\.token_file: the token has to be at least 16 ASCII") as error:
+            settings.read_token()
+        assert bad.strip() == "" or bad.strip() not in str(error.value)
+    secret.write_text("0123456789abcdef\n")
+    assert settings.read_token() == "0123456789abcdef"
+    settings = read(MINIMAL + "admin: {token_env: SITE_TOKEN}").admin
+    monkeypatch.delenv("SITE_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="SITE_TOKEN is not set"):
+        settings.read_token()
+    monkeypatch.setenv("SITE_TOKEN", "fedcba9876543210")
+    assert settings.read_token() == "fedcba9876543210"
+
+
 def test_changes_know_what_a_reload_may_do() -> None:
     old = read(MINIMAL)
     new = read(
@@ -249,7 +295,7 @@ def test_example_explains_every_key_with_its_default() -> None:
         value: Any = example
         for step in path.split("."):
             value = getattr(value, step, None)
-        if not path.startswith("mysql.tls"):
+        if not path.startswith(("mysql.tls", "admin.tls")):
             assert value == default, path
         mark = {keys.Reload.NOW: "[now]", keys.Reload.REPLICA: "[replica]", keys.Reload.RESTART: None}[key.reload]
         if mark:

@@ -12,7 +12,10 @@ from mysqlraft.admin.status import unready
 
 
 def admin_server(
-    status: Callable[[], Mapping[str, Any]], broken: Callable[[], str], actions: Mapping[str, Action]
+    status: Callable[[], Mapping[str, Any]],
+    broken: Callable[[], str],
+    actions: Mapping[str, Action],
+    admits: Callable[[str | None], bool],
 ) -> HttpServer:
     """A server of the admin API.
 
@@ -20,6 +23,7 @@ def admin_server(
         actions: what it does when it is asked to (actions.py).
         status: makes the whole status.
         broken: why this daemon cannot work any more, or "".
+        admits: whether a request with this Authorization header is answered.
     """
 
     def health() -> Page:
@@ -38,4 +42,5 @@ def admin_server(
             "/metrics": lambda: Page(HTTPStatus.OK, metrics(status()), CONTENT_TYPE),
         },
         actions,
+        admits,
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -65,16 +66,26 @@ class _Request:
 class HttpServer:
     """Serves ``pages``: path -> what makes the page; and ``actions``: path -> what does it."""
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]], actions: Mapping[str, Action] | None = None) -> None:
+    def __init__(
+        self,
+        pages: Mapping[str, Callable[[], Page]],
+        actions: Mapping[str, Action] | None = None,
+        admits: Callable[[str | None], bool] = lambda authorization: True,
+    ) -> None:
+        """``admits(the Authorization header)``: whether a request is answered at all."""
         self._pages = pages
+        self._admits = admits
         self._actions = actions or {}
         self._server: asyncio.Server | None = None
         self._open = 0
         self._acting = 0
 
-    async def start(self, host: str, port: int) -> None:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Raises OSError if it cannot listen there."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_REQUEST)
+        patience = None if tls is None else DEADLINE
+        self._server = await asyncio.start_server(
+            self._serve, host, port, limit=MAX_REQUEST, ssl=tls, ssl_handshake_timeout=patience
+        )
 
     @property
     def port(self) -> int | None:
@@ -109,6 +120,10 @@ class HttpServer:
             async with asyncio.timeout(DEADLINE):
                 request = _parse(await reader.readuntil(b"\r\n\r\n"))
                 head_only = request.method == "HEAD"
+                if not self._admits(request.headers.get("authorization")):
+                    raise _BadRequest(
+                        HTTPStatus.UNAUTHORIZED, "the token of admin.token_file or admin.token_env is missing"
+                    )
                 if request.path in self._actions:
                     allowed = "POST"
                 if request.method not in allowed.split(", "):
@@ -172,6 +187,7 @@ async def _write(writer: asyncio.StreamWriter, page: Page, allowed: str, head_on
         "Cache-Control: no-store\r\n"
         "X-Content-Type-Options: nosniff\r\n"
         + (f"Allow: {allowed}\r\n" if page.status is HTTPStatus.METHOD_NOT_ALLOWED else "")
+        + ("WWW-Authenticate: Bearer\r\n" if page.status is HTTPStatus.UNAUTHORIZED else "")
         + "Connection: close\r\n\r\n"
     )
     writer.write(head.encode("ascii") + (b"" if head_only else content))
