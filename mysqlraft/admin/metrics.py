@@ -47,9 +47,9 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     for name, meaning in (
         ("captured", "Local transactions captured since the replica process started."),
         ("applied", "Units applied since the replica process started."),
-        ("reasserted", "Own units written again since the replica process started."),
     ):
         yield from _metric(f"units_{name}_total", "counter", meaning, {}, units.get(name))
+    yield from _raft(raft)
     outstanding = raft["outstanding_bytes"]
     yield from _metric("outstanding_bytes", "gauge", "Bytes proposed and not yet committed.", {}, outstanding)
     restarts = replica.get("restarts")
@@ -60,6 +60,16 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _family("peer_connected", "gauge", "Whether the links to another site are up.", connected)
     trips = [(label, one["rtt_ms"] / 1000) for label, one in labelled if one["rtt_ms"] is not None]
     yield from _family("peer_round_trip_seconds", "gauge", "The last round trip to another site.", trips)
+    for name, key, meaning in (
+        ("match_index", "match", "The leader's view: up to where another site has the log on disk."),
+        ("inflight_bytes", "inflight_bytes", "The leader's view: log entries on their way to another site."),
+    ):
+        known = [
+            ({"peer": one["name"]}, peer[key])
+            for one in others
+            if (peer := raft["peers"].get(one["id"])) is not None and peer.get(key) is not None
+        ]
+        yield from _family(f"peer_{name}", "gauge", meaning, known)
     yield from _log(status, {one["id"]: one["name"] for one in others})
 
 
@@ -85,6 +95,42 @@ def _log(status: Mapping[str, Any], names: Mapping[int, str]) -> Iterator[str]:
     ):
         samples = [(label, snapshot[key]) for label, snapshot in sending]
         yield from _family(f"peer_snapshot_{key}", "gauge", meaning, samples)
+
+
+def _raft(raft: Mapping[str, Any]) -> Iterator[str]:
+    """What consensus counts and measures; nothing of it is known before it runs."""
+    if (counters := raft.get("counters")) is None:
+        return
+    roles = [({"role": role}, count) for role, count in counters["roles"].items()]
+    yield from _family("raft_role_changes_total", "counter", "How often this site entered a role.", roles)
+    elections = counters["roles"]["candidate"]
+    yield from _metric("raft_elections_total", "counter", "Elections that this site stood for.", {}, elections)
+    leaders = counters["leaders"]
+    yield from _metric("raft_leader_changes_total", "counter", "How often another leader became known.", {}, leaders)
+    yield from _histogram(
+        "raft_append_seconds", "From handing a batch to the log's disk until it is durable.", counters["write_seconds"]
+    )
+    yield from _histogram(
+        "raft_commit_seconds",
+        "While this site leads: from taking a batch of proposals until it is committed.",
+        counters["commit_seconds"],
+    )
+    yield from _metric("raft_log_bytes", "gauge", "About what the log takes on disk.", {}, raft["log_bytes"])
+    entries = raft["last_index"] - raft["first_index"] + 1
+    yield from _metric("raft_log_entries", "gauge", "Entries in the log.", {}, entries)
+    contact = raft["last_contact_ms"] / 1000
+    yield from _metric("raft_last_contact_seconds", "gauge", "How long ago the leader was heard.", {}, contact)
+    stalled = int(raft["storage_stalled"])
+    yield from _metric("raft_storage_stalled", "gauge", "Whether the log's disk makes no progress.", {}, stalled)
+
+
+def _histogram(name: str, meaning: str, measured: Mapping[str, Any]) -> Iterator[str]:
+    yield f"# HELP mysqlraft_{name} {meaning}"
+    yield f"# TYPE mysqlraft_{name} histogram"
+    for bound, count in (*measured["buckets"], ("+Inf", measured["count"])):
+        yield f'mysqlraft_{name}_bucket{{le="{bound}"}} {count}'
+    yield f"mysqlraft_{name}_sum {measured['sum']}"
+    yield f"mysqlraft_{name}_count {measured['count']}"
 
 
 def _metric(name: str, kind: str, meaning: str, labels: Mapping[str, Any], value: float | None) -> Iterator[str]:

@@ -211,6 +211,11 @@ class LevelDBStore:
             self._db.compact_range(start=_entry_key(0), stop=_entry_key(last))
         return False
 
+    def size(self) -> int:
+        with self._errors("cannot be read"):
+            size: int = self._db.approximate_size(b"l", _AFTER_ENTRIES)
+        return size
+
     def close(self) -> None:
         """Release the directory. Closing again changes nothing."""
         if self._db is not None:

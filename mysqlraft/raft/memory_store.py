@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from xxhash import xxh3_64_intdigest
 
 from mysqlraft.raft.configuration import Configuration
-from mysqlraft.raft.entry import Entry, EntryKind
+from mysqlraft.raft.entry import Entry, EntryKind, total_size
 from mysqlraft.raft.snapshot import Snapshot, SnapshotWork, WorkKind
 from mysqlraft.raft.store import Base, HardState, StoreError, Write
 
@@ -122,6 +122,9 @@ class MemoryStore:
 
     def sweep(self, count: int) -> bool:
         return False
+
+    def size(self) -> int:
+        return total_size(self._entries)
 
     def close(self) -> None:
         pass

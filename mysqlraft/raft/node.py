@@ -22,6 +22,7 @@ from typing import Any
 from mysqlraft.raft.calls import Calls
 from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.core import Limits, Ready, Role
+from mysqlraft.raft.counters import Counters
 from mysqlraft.raft.entry import Entry
 from mysqlraft.raft.log import LogDivergence
 from mysqlraft.raft.messages import Message
@@ -138,6 +139,7 @@ class Node:
             tls=tls,
             name_of=self._name_of,
         )
+        self._counters = Counters()
         self.transport.introduction = self._introduction
         self.transport.on_introduction = self._on_introduction
         self.transport.stranger_as_of = self._stranger_as_of
@@ -523,6 +525,8 @@ class Node:
                 "received": receiver.written,
                 "refused": receiver.refused,
             },
+            "log_bytes": self._store.size(),
+            "counters": self._counters.to_dict(),
         }
 
     # ---- inputs ---------------------------------------------------------------------------------------------------
@@ -615,13 +619,17 @@ class Node:
         self._tell_commit()
 
     def _take(self, ready: Ready) -> None:
-        for role, term, leader, reason in ready.transitions:
+        for transition in ready.transitions:
+            role, term, leader, reason = transition
             logger.info(
                 "role change site=%d role=%s term=%d leader=%d reason=%r", self.site, role.value, term, leader, reason
             )
+            self._counters.transition(transition)
             if self._transition is not None:
                 self._transition.set_result(None)
                 self._transition = None
+        if ready.entries_to_append:
+            self._counters.appended(ready.entries_to_append[-1].index, asyncio.get_running_loop().time())
         for read in ready.read_states:
             if not read.context.done():
                 read.context.set_result(read.index)
@@ -669,10 +677,12 @@ class Node:
         if self._writer is None:
             return
         self._writing = True
-        self._writer.write(writes, lambda error: self._written(batch, error))
+        begun = asyncio.get_running_loop().time()
+        self._writer.write(writes, lambda error: self._written(batch, begun, error))
 
-    def _written(self, batch: list[Ready], error: Exception | None) -> None:
+    def _written(self, batch: list[Ready], begun: float, error: Exception | None) -> None:
         self._writing = False
+        self._counters.writes.observe(asyncio.get_running_loop().time() - begun)
         if error is not None:
             self._fail(error)
             return
@@ -698,6 +708,7 @@ class Node:
         if commit == self._last_commit:
             return
         self._last_commit = commit
+        self._counters.committed(commit, asyncio.get_running_loop().time())
         for watcher in self._watchers:
             watcher()
         for waiter in [waiter for waiter in self._waiters if waiter.index <= commit]:

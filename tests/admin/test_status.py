@@ -13,6 +13,8 @@ from mysqlraft.admin.metrics import metrics
 from mysqlraft.admin.status import Row, cluster_status, own_row, unready
 from mysqlraft.cli.status import lines
 from mysqlraft.config import Config
+from mysqlraft.raft.core import Role, Transition
+from mysqlraft.raft.counters import Counters
 
 TEXT = """\
 cluster:
@@ -34,13 +36,23 @@ def settings(site: str = "tokyo", more: str = "") -> Config:
 
 
 def node(**changes: Any) -> dict[str, Any]:
-    peer = {"connected": True, "problem": None, "rtt_ms": 1.5}
+    peer = {"connected": True, "problem": None, "rtt_ms": 1.5, "match": 1190, "inflight_bytes": 4096}
+    counters = Counters()
+    counters.transition(Transition(Role.CANDIDATE, 3, 0, "nothing heard"))
+    counters.transition(Transition(Role.LEADER, 3, 1, "elected"))
+    counters.writes.observe(0.002)
     return {
         "role": "leader",
         "term": 3,
         "leader": 1,
         "commit_index": 1200,
         "outstanding_bytes": 17,
+        "first_index": 1,
+        "last_index": 1205,
+        "last_contact_ms": 0,
+        "storage_stalled": False,
+        "log_bytes": 70_000,
+        "counters": counters.to_dict(),
         "peers": {2: dict(peer), 3: dict(peer)},
         **changes,
     }
@@ -142,6 +154,25 @@ def test_metrics_are_prometheus_text() -> None:
     assert "mysqlraft_lag_entries 2\n" in text
     assert 'mysqlraft_peer_round_trip_seconds{peer="oslo"} 0.0015' in text
     assert 'mysqlraft_info{site="tokyo",version="' in text
+    assert 'mysqlraft_raft_role_changes_total{role="leader"} 1\n' in text
+    assert "mysqlraft_raft_elections_total 1\n" in text
+    assert 'mysqlraft_raft_append_seconds_bucket{le="0.001"} 0\n' in text
+    assert 'mysqlraft_raft_append_seconds_bucket{le="0.0025"} 1\n' in text
+    assert 'mysqlraft_raft_append_seconds_bucket{le="+Inf"} 1\n' in text
+    assert "mysqlraft_raft_append_seconds_count 1\n" in text
+    assert "mysqlraft_raft_log_entries 1205\n" in text
+    assert 'mysqlraft_peer_match_index{peer="oslo"} 1190\n' in text
+    assert 'mysqlraft_peer_inflight_bytes{peer="lima"} 4096\n' in text
+
+
+def test_every_metric_is_in_the_documentation() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    facts = node(receiving={"index": 9, "bytes": 500, "received": 20, "refused": 0})
+    facts["peers"][2]["snapshot"] = {"index": 1000, "bytes": 300, "sent": 100}
+    text = metrics(cluster_status(settings(), facts, replica(), lambda site: None))
+    told = re.findall(r"^# TYPE (mysqlraft_\S+) (\S+)$", text, re.M)
+    listed = re.findall(r"^\| `(mysqlraft_[a-z_]+)`[^|]*\| (gauge|counter|histogram) \|", document, re.M)
+    assert sorted(listed) == sorted(told)
 
 
 def test_metrics_tell_where_the_log_begins_and_how_far_snapshots_are() -> None:

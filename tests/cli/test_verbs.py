@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import plyvel
 import pytest
 
-from mysqlraft import raft
-from mysqlraft.cli import VERBS, main
+from mysqlraft import certificates, config, raft
+from mysqlraft.admin.access import Access
+from mysqlraft.admin.http import HttpServer, Page
+from mysqlraft.cli import VERBS, admin, main
+from mysqlraft.cli.errors import CommandError
 from mysqlraft.raft import Configuration, Entry, EntryKind, HardState, LevelDBStore, Write
 from mysqlraft.raft.entry import payload_checksum
 from mysqlraft.raft.leveldb_store import _entry_key
@@ -404,3 +410,51 @@ def test_recover_refuses(log: tuple[str, Path], tmp_path: Path, capsys: pytest.C
     Path(path).write_text(Path(path).read_text().replace("/log", "/other"))
     refused("holds no log to go on with")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("way", ["token", "certificates", "both"])
+def test_the_verbs_show_what_the_file_names(
+    way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates.make(tmp_path, "test", ["tokyo"])
+    (tmp_path / "token").write_text("0123456789abcdef\n")
+    tls = f"tls: {{certificate: {tmp_path}/tokyo.pem, key: {tmp_path}/tokyo.key"
+    tls += "}" if way == "both" else f", ca: {tmp_path}/ca.pem}}"
+    named = {"token": f"token_file: {tmp_path}/token", "certificates": tls}
+    named["both"] = f"{named['token']}, {tls}"
+
+    port = reserve_port()
+    path = Path(write(tmp_path, admin=port.port))
+    plain = path.read_text()
+    path.write_text(plain.replace(f'{port.port}"}}', f'{port.port}", {named[way]}}}'))
+    access = Access(config.load(path).admin)
+    port.release()
+
+    async def serve() -> None:
+        server = HttpServer({"/status": lambda: Page.json({"site": "tokyo"})}, admits=access.admits)
+        await server.start("127.0.0.1", port.port, access.tls)
+
+        def ask(*arguments: str) -> tuple[Any, str]:
+            try:
+                return admin.daemon(parser.parse_args(arguments)).get("/status"), ""
+            except CommandError as error:
+                return None, str(error)
+
+        parser = argparse.ArgumentParser()
+        admin.add_arguments(parser)
+        try:
+            assert await asyncio.to_thread(ask, "--config", str(path)) == ({"site": "tokyo"}, "")
+            answer, error = await asyncio.to_thread(ask, "--admin", f"127.0.0.1:{port.port}")
+            assert answer is None
+            assert "MYSQLRAFT_ADMIN_TOKEN" in error if way == "token" else "does not answer" in error
+            if way == "token":
+                monkeypatch.setenv("MYSQLRAFT_ADMIN_TOKEN", "0123456789abcdef")
+                assert (await asyncio.to_thread(ask, "--admin", f"127.0.0.1:{port.port}"))[0] == {"site": "tokyo"}
+                (tmp_path / "token").write_text("another-token-0000\n")
+                answer, error = await asyncio.to_thread(ask, "--config", str(path))
+                assert error.startswith("the daemon wants another token")
+                assert "0000" not in error
+        finally:
+            await server.stop()
+
+    asyncio.run(serve())
