@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -24,6 +25,7 @@ from mysqlraft.admin.actions import actions
 from mysqlraft.admin.api import admin_server
 from mysqlraft.admin.status import Row, State, cluster_status, file_difference, own_row
 from mysqlraft.config import Config, ConfigError
+from mysqlraft.divergence import Check, Watch
 from mysqlraft.keys import Reload
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.configuration import Configuration, ConfigurationError, Server
@@ -150,6 +152,9 @@ class Daemon:
         self._node: Node
         self._supervisor: Supervisor | Witness
         self._access: Access
+        self._watch = Watch(settings.own.id)
+        self._diverged = ""
+        self._chains: dict[int, int] = {}
         self._stop = asyncio.Event()
         self._broken = ""
         self._membership = Membership.MEMBER
@@ -220,7 +225,7 @@ class Daemon:
         except OSError as error:
             raise StartError(f"admin.listen {listen}: {_reason(error)}", EXIT_ADDRESS) from None
         stack.push_async_callback(admin.stop)
-        await self._supervisor.hold(node.membership[0] is not Membership.MEMBER)
+        await self._supervisor.hold(self._hold_reason())
         self._keep(stack, self._publish())
         self._keep(stack, self._compact())
         self._keep(stack, self._watchdog())
@@ -282,8 +287,11 @@ class Daemon:
             if membership is not self._membership:
                 logger.warning("membership=%s reason=%r", membership, reason)
                 self._membership = membership
-                await self._supervisor.hold(membership is not Membership.MEMBER)
-            row = own_row(self._config, self._node.status(), self._supervisor.status)
+            status = self._node.status()
+            row = own_row(self._config, status, self._supervisor.status)
+            row["checks"] = self._checks(row["checks"])
+            self._compare(row["checks"], status["members"])
+            await self._supervisor.hold(self._hold_reason())
             self._node.transport.publish(msgpack.packb(row))
             lag = row["lag"]["entries"]
             reason = f": {row['reason']}" if row["reason"] else f", {lag} entries behind" if lag else ""
@@ -304,6 +312,35 @@ class Daemon:
             last = compactable(node.commit_index, needed, stored, keep)
             if last - node.first_index >= max(COMPACT_ENTRIES, keep // 10):
                 logger.info("log compacted last=%d", node.compact(last))
+
+    def _hold_reason(self) -> str:
+        """Why nothing is to be replicated at this site, whatever its replica process thinks; "" if it is."""
+        if self._node.membership[0] is not Membership.MEMBER:
+            return "this site is not a member of the cluster"
+        return self._diverged
+
+    def _checks(self, told: list[Check]) -> list[Check]:
+        """What this site has at its last checkpoints: the replica's running checksum, and the log's beside it."""
+        node, before = self._node, self._chains
+        self._chains = {}
+        for index, _ in told:
+            if index in before:
+                self._chains[index] = before[index]
+            elif node.first_index <= index <= node.commit_index:
+                self._chains[index] = node.committed_entries(index, 1)[0].chain
+        return [(index, f"{digest} {self._chains[index]:016x}") for index, digest in told if index in self._chains]
+
+    def _compare(self, own: list[Check], members: Mapping[int, Mapping[str, Any]]) -> None:
+        """Finds out whether this site has gone astray; once it has, no reload changes that."""
+        self._watch.hear(self._config.own.id, own)
+        for site in members:
+            if site != self._config.own.id and (heard := self._heard(site)) is not None:
+                self._watch.hear(site, heard[0].get("checks") or ())
+        sites = sum(not member["witness"] for member in members.values())
+        verdict = self._watch.verdict(sites, asyncio.get_running_loop().time())
+        if verdict and not self._diverged:
+            self._diverged = verdict
+            logger.critical("replication stops: %s", verdict)
 
     async def _watchdog(self) -> None:
         """Says that this event loop turns. A dead one is what the service manager should end: nothing here can."""

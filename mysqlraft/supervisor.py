@@ -56,7 +56,7 @@ class Supervisor:
         self._restarts = 0
         self._last_session = 0
         self._stopping = False
-        self._held = False
+        self._held = ""
         self._again = asyncio.Event()
         self._applied = Applied()
 
@@ -79,7 +79,7 @@ class Supervisor:
             started = time.monotonic()
             self._again.clear()
             if self._held:
-                self._state, self._reason = State.STOPPED, "this site is not a member of the cluster"
+                self._state, self._reason = State.STOPPED, self._held
                 await self._again.wait()
                 if self._stopping:
                     return
@@ -111,12 +111,13 @@ class Supervisor:
         self._again.set()
         await self._end()
 
-    async def hold(self, held: bool) -> None:
-        """No replica process runs while the site is held, as it is while it is not a member of the cluster."""
-        if held != self._held:
-            self._held = held
+    async def hold(self, reason: str) -> None:
+        """No replica process runs while there is a reason for it to be held; "" lets it go."""
+        if bool(reason) is not bool(self._held):
             self._again.set()
+            self._held = reason
             await self._end()
+        self._held = reason
 
     async def wait_applied(self, index: int) -> None:
         """Until the server holds everything up to `index`."""

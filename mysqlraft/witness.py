@@ -20,7 +20,7 @@ class Witness:
     async def run(self) -> None:
         await asyncio.Event().wait()
 
-    async def hold(self, held: bool) -> None:
+    async def hold(self, reason: str) -> None:
         pass
 
     async def reload(self, config: Config) -> None:

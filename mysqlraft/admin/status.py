@@ -67,6 +67,7 @@ def own_row(config: Config, node: Mapping[str, Any], replica: Mapping[str, Any])
         "conflicts": replica.get("conflicts"),
         "capture": replica.get("capture"),
         "units": replica.get("units"),
+        "checks": replica.get("checks") or [],
         "replicate": [list(config.replicate.include), list(config.replicate.exclude)],
         "policy": config.apply.policy,
     }

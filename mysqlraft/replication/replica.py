@@ -111,6 +111,7 @@ class Replica:
         self._session = 0
         self._accepted = False
         self._conflicts_before = 0
+        self._checks: tuple[tuple[int, int], ...] = ()
         self._returned_index = 0
         self._returned = 0
         self._reasserted = 0
@@ -259,6 +260,7 @@ class Replica:
 
     def _on_step(self, entry: LogEntry, step: Step, state: ReplicationState) -> None:
         """Apply has looked at an entry; it may look at one again after an error."""
+        self._checks = state.checks
         payload = step.payload
         if step.accepted and payload is not None and step.units:
             self._under_way.append((entry.index, step.units[0][0].committed_at))
@@ -393,6 +395,7 @@ class Replica:
                 "retries": status.retries,
             },
             "session": self._session,
+            "checks": [(index, f"{digest:016x}") for index, digest in self._checks],
             "outstanding_bytes": self._link.outstanding_bytes,
         }
         if capture:

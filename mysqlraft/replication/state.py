@@ -31,6 +31,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import msgpack
+from xxhash import xxh3_64_intdigest
 
 from mysqlraft.binlog.tablemap import names
 from mysqlraft.raft.sessions import SessionTable
@@ -38,10 +39,12 @@ from mysqlraft.replication.certify import Certifier, TableName, Verdict, sorted_
 from mysqlraft.replication.entry import Payload, PayloadKind, Position, Unit, decode
 from mysqlraft.replication.policy import Certification
 
-FORMAT = 2
+FORMAT = 3
 CHECKPOINT_EVERY = 4096
 """Log indices between two checkpoints; a rebuild reads at most this many entries more than it needs."""
 _PACKER = msgpack.Packer()
+CHECKS = 8
+"""Of the last so many checkpoints the running checksum is told to the other sites."""
 LARGE_UNIT_WRITERS = 1000
 """Of a unit in parts, the first so many conflicting keys are described in the conflict history."""
 
@@ -131,6 +134,11 @@ class ReplicationState:
         self.site = site
         self.index = 0
         self.origins: dict[int, Origin] = {origin: Origin() for origin in sorted(origins)}
+        self.digest = 0
+        """The running checksum of all that was accepted and how it was certified. The same at every site at the same
+        index, or one of them has gone astray (mysqlraft.divergence)."""
+        self.checks: tuple[tuple[int, int], ...] = ()
+        """(index, digest) of the last checkpoints since this state was loaded; replaced, never changed."""
         self.sessions = SessionTable()
         self.certifier = Certifier()
         self._fetch = fetch
@@ -176,8 +184,14 @@ class ReplicationState:
         if entry.origin and self.sessions.accept(entry.origin, entry.session, entry.sequence):
             step = self._accepted(entry)
             self._dumped.pop(entry.origin, None)
+            judged = [certification for _, certification in step.units]
+            if step.certification is not None:
+                judged.append(step.certification)
+            verdicts = bytes([each.verdict for each in judged])
+            self.digest = xxh3_64_intdigest(b"%d %b" % (entry.index, verdicts), self.digest)
         self.index = entry.index
         if self.index % self._checkpoint_every == 0:
+            self.checks = (*self.checks[1 - CHECKS :], (self.index, self.digest))
             self._checkpoints.append(_Checkpoint.of(self))
         self._forget()
         return step
@@ -294,16 +308,17 @@ class ReplicationState:
             packed = msgpack.packb((checkpoint.index, checkpoint.sessions, checkpoint.parts))
             self._dumped_checkpoint = checkpoint, packed
         origins = [self._dumped.get(number) or self._dump_origin(number) for number in self.origins]
-        # An array of FORMAT, index, array of origins, checkpoint and crossed.
+        # An array of FORMAT, index, array of origins, checkpoint, crossed and digest.
         return b"".join(
             (
-                _PACKER.pack_array_header(5),
+                _PACKER.pack_array_header(6),
                 msgpack.packb(FORMAT),
                 msgpack.packb(self.index),
                 _PACKER.pack_array_header(len(origins)),
                 *origins,
                 packed,
                 msgpack.packb(self.certifier.crossed),
+                msgpack.packb(self.digest),
             )
         )
 
@@ -335,7 +350,7 @@ class ReplicationState:
         if not data:
             return state
         dumped = _unpack(data)
-        _, applied, stored, (index, sessions, parts), crossed = dumped
+        _, applied, stored, (index, sessions, parts), crossed, digest = dumped
         state._checkpoints = deque([_Checkpoint(index, sessions, parts)])
         state.index = index
         state.sessions = SessionTable.from_dict(sessions)
@@ -363,6 +378,8 @@ class ReplicationState:
         state._dumped.clear()
         state._forget()
         state.certifier.crossed = crossed
+        # Below the floor, entries that are stepped again may be judged otherwise: what was judged then is what counts.
+        state.digest, state.checks = digest, ()
         return state
 
 

@@ -428,6 +428,8 @@ def run(seed: int, options: Options = Options()) -> Outcome:
         converged = all(
             site.stopped or (site.table == expected and site.table.unique == expected.unique) for site in sites
         )
+        # Whatever each has been through, they have judged all alike: a difference would be an alarm.
+        converged = converged and all(site.stopped or site.state.digest == reference.digest for site in sites)
     return Outcome(
         converged,
         sum(site.mismatches for site in sites),
@@ -474,6 +476,36 @@ def test_unique_keys_come_and_go_among_writes(crashes: bool) -> None:
     stopped = sum(outcome.stopped for outcome in outcomes)
     print(f"{len(outcomes)} histories, {stopped} of them ended by a statement")
     assert len(outcomes) // 20 < stopped < len(outcomes) * 19 // 20
+
+
+def test_who_judges_otherwise_is_found() -> None:
+    """One verdict that differs, once, and the running checksums never meet again."""
+    log = Log()
+    place = Position("b", 4)
+    log.append(LoggedEntry(1, 1, 1, 1, Payload(PayloadKind.OPEN, Flavour.MYSQL, 0, place, ("", 0)).encode()))
+    for index in range(2, 12):
+        units = [Unit(0, 0, b"%8d" % index, [])]
+        log.append(
+            LoggedEntry(
+                index, 1, 1, index, Payload(PayloadKind.UNITS, Flavour.MYSQL, 0, place, ("", 0), [], units).encode()
+            )
+        )
+    right, wrong = (ReplicationState(site, [1, 2], log.fetch, checkpoint_every=5) for site in (1, 2))
+    for entry in log:
+        right.step(entry)
+        if entry.index == 7:
+            judge = wrong.certifier.judge
+            wrong.certifier.judge = lambda *given: Verdict.CONFLICT  # type: ignore[method-assign]
+            wrong.step(entry)
+            wrong.certifier.judge = judge  # type: ignore[method-assign]
+        else:
+            wrong.step(entry)
+    assert [index for index, _ in right.checks] == [5, 10]
+    assert right.checks[0] == wrong.checks[0]
+    assert right.checks[1] != wrong.checks[1]
+    assert right.digest != wrong.digest
+    again = ReplicationState.load(right.dump(), 1, [1, 2], log.fetch, checkpoint_every=5)
+    assert (again.digest, again.checks) == (right.digest, ()), "a restart takes it along"
 
 
 def test_the_model_can_fail_for_statements() -> None:
