@@ -48,19 +48,22 @@ class Fold:
         self, whole: Callable[[bytes, int], bytes], ascii_table: bytes | None, ignored: bytes = b"", pad: bytes = b" "
     ) -> None:
         self._whole = whole
+        self._prefixed: dict[int, Callable[[bytes], bytes]] = {}
         self.ascii = ascii_table
         self.ignored = ignored
         self.pad = pad
 
     def prefixed(self, characters: int) -> Callable[[bytes], bytes]:
         """The fold of any string's first `characters`; 0: of all."""
-        whole = self._whole
+        if characters not in self._prefixed:
+            whole = self._whole
 
-        @lru_cache(maxsize=REMEMBERED)
-        def fold(value: bytes) -> bytes:
-            return whole(value, characters)
+            @lru_cache(maxsize=REMEMBERED)
+            def fold(value: bytes) -> bytes:
+                return whole(value, characters)
 
-        return fold
+            self._prefixed[characters] = fold
+        return self._prefixed[characters]
 
 
 class Collations:

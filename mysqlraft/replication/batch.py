@@ -6,12 +6,12 @@ conflict stands between them in its place, as a statement of its own or by the c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from mysqlraft.replication.certify import Verdict
-from mysqlraft.replication.conflicts import Conflict, ConflictWriter
+from mysqlraft.replication.conflicts import CONFLICTS_PER_UNIT, Conflict, ConflictWriter
 from mysqlraft.replication.entry import Change, ChangeKind, Flavour, Payload, Unit
 from mysqlraft.replication.policy import Certification, Decision, Policy
 from mysqlraft.replication.row_events import Item, Statement, StatementBuilder
@@ -56,19 +56,27 @@ class Lanes:
         return self._policy(unit, certification)
 
     def work(
-        self, payload: Payload, changes: Iterable[Change], committed_at: int, certification: Certification
+        self,
+        payload: Payload,
+        changes: Iterable[Change],
+        committed_at: int,
+        certification: Certification,
+        conflicts: Sequence[Conflict] | None = None,
     ) -> Iterator[Work]:
         """The changes as work; the fast lane may hold the last of it back until `flush`.
+
+        ``conflicts``: all that these changes are in, if that is known.
 
         Raises:
             TableMismatch: a table of this site cannot take the rows.
         """
         self.check_flavour(payload)
+        lane_of = _lanes(certification, conflicts)
         for change in changes:
             table = payload.tables[change.table]
             self._tables.check(table)
             item = Item(table, change, committed_at)
-            lane = _lane(certification, change.kind)
+            lane = lane_of(change)
             if lane is not _Lane.FAST:
                 yield from self.flush()
             if lane is _Lane.CAREFUL:
@@ -125,15 +133,21 @@ def is_contended(certification: Certification) -> bool:
     return verdict is Verdict.CONFLICT or (certification.own and verdict is Verdict.REASSERT)
 
 
-def _lane(certification: Certification, kind: ChangeKind) -> _Lane:
+def _lanes(certification: Certification, conflicts: Sequence[Conflict] | None) -> Callable[[Change], _Lane]:
     """The quickest lane that is likely to succeed: strict success is right whichever it was, see `careful_lane`.
 
-    Most conflicts are updates of a row that is there, and these the fast lane overwrites. They stand alone, so that
-    one that fails takes no others with it. What a site inserted itself is still there when it inserts it again.
+    What is in conflict with other sites' writes is known from the log, and so is whether their row is there: if not, or
+    if it is in the way, the fast lane would fail. Without that knowledge a change stands alone, so that one that fails
+    takes no others with it. What a site inserted itself is still there when it inserts it again.
     """
     if not is_contended(certification):
-        return _Lane.FAST
-    return _Lane.CAREFUL if certification.own and kind is ChangeKind.WRITE else _Lane.ALONE
+        return lambda change: _Lane.FAST
+    if certification.own:
+        return lambda change: _Lane.CAREFUL if change.kind is ChangeKind.WRITE else _Lane.ALONE
+    if conflicts is None or len(conflicts) >= CONFLICTS_PER_UNIT:
+        return lambda change: _Lane.ALONE
+    in_the_way = {id(conflict.change) for conflict in conflicts if conflict.in_the_way}
+    return lambda change: _Lane.CAREFUL if id(change) in in_the_way else _Lane.FAST
 
 
 class LargeWork:
@@ -214,11 +228,11 @@ class BatchBuilder:
     def _unit(self, payload: Payload, number: int, unit: Unit, certification: Certification) -> None:
         batch, lanes = self._batch, self._lanes
         decision = lanes.decide(unit, certification)
-        if certification.verdict is Verdict.CONFLICT:
-            batch.conflicts += lanes.conflicts(number, [(payload, unit)], certification, decision.resolution)
+        conflicts = list(lanes.conflicts(number, [(payload, unit)], certification, decision.resolution))
+        batch.conflicts += conflicts
         if not decision.changes:
             return
-        self._work += lanes.work(payload, decision.changes, unit.committed_at, certification)
+        self._work += lanes.work(payload, decision.changes, unit.committed_at, certification, conflicts)
         batch.units += 1
         batch.careful += is_contended(certification)
         batch.rows += sum([change.count for change in decision.changes])

@@ -25,8 +25,10 @@ IMAGE_CHARACTERS = 16 << 10
 CONFLICTS_PER_UNIT = 1000
 """More are not described; the last one says so."""
 _REMEMBERED = 256
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """Entries whose rows are kept while conflicts with them are described."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OVERWRITTEN_IN_PLACE = frozenset(("update_origin_change", "delete_recently_updated", "insert_recently_deleted"))
+"""Types of conflicts in which the row is there, or is not, as its change expects."""
 
 Read = Callable[[int], Iterable[Payload]]
 """Log index of a last writer -> the payloads that it wrote."""
@@ -51,6 +53,13 @@ class Conflict:
     image: str | None
     other_image: str | None
     resolution: str
+    change: Change
+    """What is in conflict; not a column."""
+
+    @property
+    def in_the_way(self) -> bool:
+        """Whether the change cannot simply be done: its row is missing, or others have to give way to it."""
+        return self.type not in _OVERWRITTEN_IN_PLACE
 
 
 @dataclass(slots=True)
@@ -124,6 +133,7 @@ class ConflictWriter:
                         shape.shown(row.after, after=True),
                         met.written.shown,
                         resolution,
+                        change,
                     )
                     number += 1
 
