@@ -6,6 +6,8 @@
 - `server_factory`: `server_factory(options={...}, gtid=False)` makes and starts one that no other test sees.
 
 A missing kind of server is an error, never a skip: ./tests/run.sh fetches both.
+
+What tests print is shown at the end, for each that passed: they say what they did.
 """
 
 from __future__ import annotations
@@ -24,6 +26,29 @@ from tests.harness.pool import LendServers, ServerFactory, ServerPool
 # The same examples in every run; `--hypothesis-profile=default` looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Whoever wants to see what is printed while it is, or to debug, gets one process."""
+    if config.option.capture == "no" or config.option.usepdb:
+        config.option.numprocesses, config.option.dist = 0, "no"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that the other process has something to do meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    passed = terminalreporter.stats.get("passed", [])
+    told = [report for report in passed if report.when == "call" and report.capstdout]
+    if told:
+        terminalreporter.section("what was done")
+    for report in told:
+        terminalreporter.line(f"{report.nodeid}:")
+        for line in report.capstdout.rstrip().splitlines():
+            terminalreporter.line(f"    {line}")
 
 
 @pytest.fixture(scope="session")

@@ -228,7 +228,10 @@ class Server:
         Further keyword arguments go to pymysql.connect. Raises pymysql.err.OperationalError.
         """
         way: dict[str, Any] = (
-            {"host": LOOPBACK, "port": self.port} if tcp else {"host": "localhost", "unix_socket": str(self.socket)}
+            {"host": LOOPBACK, "port": self.port}
+            if tcp
+            # Without TLS, which a socket does not need: PyMySQL reads all certificates of the system for each connection.
+            else {"host": "localhost", "unix_socket": str(self.socket), "ssl_disabled": True}
         )
         if user is None or user == ROOT:
             user, password = ROOT, self.password if password is None else password

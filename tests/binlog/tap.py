@@ -33,6 +33,7 @@ def settings(server: Server) -> dict[str, Any]:
         "password": server.password,
         "charset": "utf8mb4",
         "autocommit": True,
+        "ssl_disabled": True,
     }
 
 

@@ -34,14 +34,18 @@ def run(server: Server, *statements: str) -> None:
 class Rig:
     """A capture in a thread; `payloads` holds what it proposed, decoded."""
 
-    def __init__(self, server: Server, start: CaptureState, **options: Any) -> None:
+    def __init__(self, server: Server, start: CaptureState, *, tls: bool = False, **options: Any) -> None:
         self.server = server
         self.payloads: list[Payload] = []
         self.error: BaseException | None = None
         self._sequence = 1
         self._syncs = 0
         self.gate: Callable[[Payload], None] = lambda payload: None
-        connect = {"unix_socket": str(server.socket), "user": server.user, "password": server.password}
+        connect: dict[str, Any] = {"user": server.user, "password": server.password}
+        if tls:
+            connect |= {"host": server.address[0], "port": server.port}
+        else:
+            connect |= {"unix_socket": str(server.socket), "ssl_disabled": True}
         settings: dict[str, Any] = {"replicated": TableFilter(), "mark_seconds": 60.0} | options
         self.capture = Capture(connect, self, start, session=7, server_id=900_002, **settings)
         self._thread = threading.Thread(target=self._run)

@@ -28,7 +28,7 @@ class _Keeper:
 
 def arguments(server: Server) -> dict[str, Any]:
     """Keyword arguments of ``pymysql.connect``."""
-    return {"unix_socket": str(server.socket), "user": server.user, "password": server.password}
+    return {"unix_socket": str(server.socket), "user": server.user, "password": server.password, "ssl_disabled": True}
 
 
 def here(server: Server) -> Position:

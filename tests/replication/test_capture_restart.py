@@ -57,13 +57,14 @@ def _writing(server: Server) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("position", ["auto", "file"])
-@pytest.mark.parametrize("how", ["kill", "restart", "rotate", "disconnect"])
+@pytest.mark.parametrize("how", ["kill", "restart", "rotate", "disconnect", "disconnect TLS"])
 def test_goes_on_by_itself(server: Server, position: str, how: str) -> None:
     """Every committed row once and in order, whatever happens to server and connection meanwhile."""
     run(server, *_TABLE)
-    with capturing(server, position=position) as rig:
+    with capturing(server, position=position, tls="TLS" in how) as rig:
         with _writing(server) as done:
-            for round_ in range(1, 4):
+            # MySQL 9.7 takes ten seconds to stop while anybody, a replica or capture, reads its binlog.
+            for round_ in range(1, 2 if how == "restart" else 4):
                 seen = rig.capture.status()["transactions"]
                 rig.wait(lambda wanted=seen + 20: rig.capture.status()["transactions"] >= wanted)  # type: ignore[misc]
                 if how == "kill":

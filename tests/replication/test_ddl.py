@@ -99,7 +99,7 @@ def test_a_session_in_a_schema_that_the_other_site_does_not_have(servers: LendSe
     intent = ddl.Intent(1, *ddl.binlog_end(session))
     made = Ddl([], "CREATE TABLE app.t (id INT PRIMARY KEY)", "private", {}, 0)
     run(made)
-    reader = {"unix_socket": str(server.socket), "user": server.user, "password": server.password}
+    reader = {"unix_socket": str(server.socket), "user": server.user, "password": server.password, "ssl_disabled": True}
     assert ddl.has_run(session, made, intent, lambda: DumpConnection(reader, 77_001))
     other = Ddl([], "CREATE TABLE app.other (id INT PRIMARY KEY)", "private", {}, 0)
     assert not ddl.has_run(session, other, intent, lambda: DumpConnection(reader, 77_001))

@@ -97,7 +97,7 @@ def test_directory_too_deep_for_a_socket(installation: Installation, tmp_path: P
 
 
 @pytest.mark.timeout(300)
-def test_six_in_parallel(servers: LendServers, capsys: pytest.CaptureFixture[str]) -> None:
+def test_six_in_parallel(servers: LendServers) -> None:
     six = servers(6)
     assert len({server.server_id for server in six}) == 6
     if six[0].engine == "mysql":
@@ -108,8 +108,7 @@ def test_six_in_parallel(servers: LendServers, capsys: pytest.CaptureFixture[str
     start_all(six)
     seconds = time.monotonic() - begin
     megabytes = [server.memory() >> 20 for server in six]
-    with capsys.disabled():
-        print(f"\n{six[0].engine}: six servers in {seconds:.1f} s, resident MiB each: {megabytes}")
+    print(f"{six[0].engine}: six servers in {seconds:.1f} s, resident MiB each: {megabytes}")
     assert max(megabytes) < 400
 
 
