@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -78,14 +78,20 @@ class Session:
         return found
 
     def run(self, statements: Sequence[bytes]) -> None:
-        """Runs statements that return no rows, in one round trip.
+        """Runs statements that return no rows, in one round trip if they fit into one packet.
 
         Raises:
             StatementError: the server refused one; those after it did not run.
             SessionLost: the connection broke.
         """
-        self.send(statements)
-        self.receive(len(statements))
+        done = 0
+        for together in _packets(statements, self.max_packet):
+            try:
+                self.send(together)
+                self.receive(len(together))
+            except StatementError as error:
+                raise StatementError(done + error.position, error.code, error.message) from None
+            done += len(together)
 
     def send(self, statements: Sequence[bytes]) -> None:
         """Sends statements that return no rows, and does not wait: `receive` the answers before anything else."""
@@ -120,6 +126,18 @@ class Session:
     def close(self) -> None:
         with suppress(pymysql.err.MySQLError, OSError):
             self._connection._force_close()
+
+
+def _packets(statements: Sequence[bytes], limit: int) -> Iterator[Sequence[bytes]]:
+    """As many at a time as fit into `limit` bytes, at least one."""
+    first = size = 0
+    for position, statement in enumerate(statements):
+        if size + len(statement) + 1 >= limit and position > first:
+            yield statements[first:position]
+            first, size = position, 0
+        size += len(statement) + 1
+    if first < len(statements):
+        yield statements[first:]
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ that the careful lane has to write, and the transaction goes on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import cast
 
 from mysqlraft.mysql.connection import Session, StatementError
 from mysqlraft.replication.apply_session import row_error
@@ -59,18 +61,19 @@ class BatchWriter:
         """
         packet: list[_Piece] = [b"BEGIN", progress(batch.index, batch.state)]
         size = 0
-        for piece in batch.work:
-            if isinstance(piece, Item):
+        for kind, pieces in groupby(batch.work, type):
+            if kind is Item:
                 self._submit(packet)
                 self.finish()
                 packet, size = [], 0
-                self._careful.apply(piece)
-                continue
-            if size + len(piece.sql) > self._packet and size:
-                self._submit(packet)
-                packet, size = [], 0
-            packet.append(piece)
-            size += len(piece.sql)
+                # What it returns leaves together with what comes next.
+                pieces = iter(self._careful.apply(cast(Iterable[Item], pieces)))
+            for piece in cast(Iterable[Statement], pieces):
+                if size + len(piece.sql) > self._packet and size:
+                    self._submit(packet)
+                    packet, size = [], 0
+                packet.append(piece)
+                size += len(piece.sql)
         self._submit([*packet, *_ending(batch.conflicts)])
 
     def finish(self) -> None:
@@ -119,7 +122,9 @@ class BatchWriter:
         items = failed.items
         if len(items) == 1:
             self.fallbacks += 1
-            self._careful.apply(items[0])
+            made = self._careful.apply(items)
+            if made:
+                self._session.run([statement.sql for statement in made])
             return
         middle = len(items) // 2
         for half in (items[:middle], items[middle:]):

@@ -4,15 +4,17 @@ For a row to be written the rows that hold any of its key values are locked and 
 DELETE_ROWS with a primary-key-only image for the others, UPDATE_ROWS from the primary key to the raw after image if the
 row exists, WRITE_ROWS if not. No trigger fires, and nothing but key columns is decoded.
 
-Rows are taken in groups that cost two round trips each. A group ends where a row has a key value in common with an
-earlier one, or where the lookup found a row that an earlier one already touches: its answers would be out of date.
+Rows of adjacent changes are taken in groups that cost two round trips each; the second of the last group is the
+caller's, who may have more to send with it. A group ends where a row has a key value in common with an earlier one, or
+where the lookup found a row that an earlier one already touches: its answers would be out of date.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from mysqlraft.binlog.keys import KeyDefinition, Slicer, compile_slicer
 from mysqlraft.binlog.rows import Field, Image, columns_of, image_of, layout_of, pick, primary_key, split
@@ -21,7 +23,7 @@ from mysqlraft.binlog.values import encode, literal, selected
 from mysqlraft.mysql.connection import Session
 from mysqlraft.mysql.finding import identifier
 from mysqlraft.replication.entry import Change, ChangeKind
-from mysqlraft.replication.row_events import Item, statements
+from mysqlraft.replication.row_events import Item, Statement, statements
 from mysqlraft.replication.tables import LocalTable, LocalTables
 
 GROUP = 64
@@ -37,9 +39,11 @@ PrimaryKey = Image
 class _Row:
     """One row of a change. ``keys``: hashes of all its key values."""
 
+    shape: _Shape
     before: Image | None
     after: Image | None
     keys: frozenset[int]
+    committed_at: int
 
 
 @dataclass(slots=True)
@@ -66,36 +70,64 @@ class CarefulLane:
         """A statement may have changed a table."""
         self._shapes.clear()
 
-    def apply(self, item: Item) -> int:
-        """Writes every row of the change; how many stored rows had to give way to one with another primary key.
+    def apply(self, items: Iterable[Item]) -> list[Statement]:
+        """Writes every row of the changes, but for those of the statements returned: they are to be run next, before
+        anything else is. One that fails is no more than a fast lane's that fails.
 
         Raises:
             StatementError, SessionLost: as of `Session.run`.
             TableMismatch: the local table cannot take the rows.
         """
-        change = item.change
-        at = item.table, int(change.kind), change.layout
-        shape = self._shapes.get(at)
-        if shape is None:
-            shape = self._shapes[at] = _Shape(self._tables, *at)
-        evicted = 0
-        rows = shape.rows(change.images)
+        rows = self._rows(items)
         waiting: list[_Row] = []
+        made: list[Statement] = []
         while True:
             waiting += islice(rows, GROUP - len(waiting))
             if not waiting:
-                return evicted
-            group = _disjoint(waiting)
-            found = shape.look_up(self._session, group)
-            done = _independent(found)
-            changes: list[Change] = []
-            for row, place in zip(group[:done], found[:done], strict=True):
-                changes += shape.changes(row, place)
-                evicted += len(place.others)
-            made = [Item(item.table, change, item.committed_at) for change in changes]
+                return made
             if made:
-                self._session.run([statement.sql for statement in statements(self._session.mariadb, made)])
+                self._session.run([statement.sql for statement in made])
+            group = _disjoint(waiting)
+            found = self._look_up(group)
+            done = _independent(group, found)
+            changes = [
+                Item(row.shape.body, change, row.committed_at)
+                for row, place in zip(group[:done], found[:done], strict=True)
+                for change in row.shape.changes(row, place)
+            ]
+            made = statements(self._session.mariadb, changes)
             waiting = waiting[done:]
+
+    def _rows(self, items: Iterable[Item]) -> Iterator[_Row]:
+        for item in items:
+            change = item.change
+            at = item.table, int(change.kind), change.layout
+            shape = self._shapes.get(at)
+            if shape is None:
+                shape = self._shapes[at] = _Shape(self._tables, *at)
+            yield from shape.rows(change.images, item.committed_at)
+
+    def _look_up(self, rows: Sequence[_Row]) -> list[_Found]:
+        """Locks and finds the stored rows that each row meets, in one round trip."""
+        asked = [(number, what, query) for number, row in enumerate(rows) for what, query in row.shape.queries(row)]
+        found = [_Found() for _ in rows]
+        if not asked:
+            return found
+        answered = self._session.queries([query for _, _, query in asked])
+        for (number, what, _), answers in zip(asked, answered, strict=True):
+            place = found[number]
+            for answer in answers:
+                stored = rows[number].shape.primary_key(answer)
+                if what == "before":
+                    place.before = stored
+                elif what == "same":
+                    place.same = stored
+                elif stored not in place.others:
+                    place.others.append(stored)
+        for place in found:
+            # The row itself, before or after its primary key changes, gives way to nothing.
+            place.others = [key for key in place.others if key not in (place.same, place.before)]
+        return found
 
 
 def _disjoint(rows: list[_Row]) -> list[_Row]:
@@ -108,11 +140,11 @@ def _disjoint(rows: list[_Row]) -> list[_Row]:
     return rows
 
 
-def _independent(found: list[_Found]) -> int:
+def _independent(rows: Sequence[_Row], found: Sequence[_Found]) -> int:
     """How many lookups, from the first on, did not find a row that an earlier one found too."""
-    seen: set[PrimaryKey] = set()
-    for number, place in enumerate(found):
-        touched = place.all()
+    seen: set[tuple[str, PrimaryKey]] = set()
+    for number, (row, place) in enumerate(zip(rows, found, strict=True)):
+        touched = {(row.shape.table, key) for key in place.all()}
         if not seen.isdisjoint(touched):
             return number
         seen |= touched
@@ -124,8 +156,9 @@ class _Shape:
 
     def __init__(self, tables: LocalTables, body: bytes, kind: int, layout: bytes) -> None:
         local: LocalTable = tables.find(body)
+        self.body = body
         self._map, self._kind, self._layout = local.map, ChangeKind(kind), layout
-        self._table = local.definition.name
+        self.table = local.definition.name
         self._keys = local.keys
         self._primary = primary_key(local.map)
         self._before, self._after = columns_of(local.map, kind, layout)
@@ -150,43 +183,27 @@ class _Shape:
         self._update = layout_of(local.map, ChangeKind.UPDATE, before=self._primary, after=after)
         self._write = layout_of(local.map, ChangeKind.WRITE, after=after)
 
-    def rows(self, images: bytes) -> Iterator[_Row]:
+    def rows(self, images: bytes, committed_at: int) -> Iterator[_Row]:
         for before, after in split(self._map, self._kind, self._layout, images):
             keys: list[int] = []
             for image, slicer in zip((before, after), self._slicers, strict=True):
                 if image is not None and slicer is not None:
                     slicer(image, 0, len(image), keys.append)
-            yield _Row(before, after, frozenset(keys))
+            yield _Row(self, before, after, frozenset(keys), committed_at)
 
-    def look_up(self, session: Session, rows: list[_Row]) -> list[_Found]:
-        """Locks and finds the stored rows that each row meets, in one round trip."""
-        asked: list[tuple[int, str]] = []  # row number, what for
-        queries: list[str] = []
-        for number, row in enumerate(rows):
-            if row.before is not None and self._before is not None:
-                queries.append(self._query(0, self._before, row.before))
-                asked.append((number, "before"))
-            if row.after is not None and self._after is not None:
-                for key in range(len(self._keys)):
-                    query = self._query(key, self._after, row.after)
-                    if query:
-                        queries.append(query)
-                        asked.append((number, "after" if key else "same"))
-        found = [_Found() for _ in rows]
-        for (number, what), answers in zip(asked, session.queries(queries), strict=True):
-            place = found[number]
-            for answer in answers:
-                stored = image_of([encode(c, value) for c, value in zip(self._primary, answer, strict=True)])
-                if what == "before":
-                    place.before = stored
-                elif what == "same":
-                    place.same = stored
-                elif stored not in place.others:
-                    place.others.append(stored)
-        for place in found:
-            # The row itself, before or after its primary key changes, gives way to nothing.
-            place.others = [key for key in place.others if key not in (place.same, place.before)]
-        return found
+    def queries(self, row: _Row) -> Iterator[tuple[str, str]]:
+        """(what for, query) for each stored row that the row may meet."""
+        if row.before is not None and self._before is not None:
+            yield "before", self._query(0, self._before, row.before)
+        if row.after is not None and self._after is not None:
+            for key in range(len(self._keys)):
+                query = self._query(key, self._after, row.after)
+                if query:
+                    yield "after" if key else "same", query
+
+    def primary_key(self, answer: Sequence[Any]) -> PrimaryKey:
+        """Of a row that a query found."""
+        return image_of([encode(column, value) for column, value in zip(self._primary, answer, strict=True)])
 
     def changes(self, row: _Row, found: _Found) -> Iterator[Change]:
         """The changes that make `row` so: delete(before's key), then write(after)."""
@@ -219,7 +236,7 @@ class _Shape:
             if value is None:
                 return ""
             conditions.append(self._condition(column, part.prefix, value))
-        return f"SELECT {self._selected} FROM {self._table} WHERE {' AND '.join(conditions)} FOR UPDATE"
+        return f"SELECT {self._selected} FROM {self.table} WHERE {' AND '.join(conditions)} FOR UPDATE"
 
     def _condition(self, column: Column, prefix: int, value: Field) -> str:
         name = identifier(column.name)

@@ -230,7 +230,7 @@ class Server:
         way: dict[str, Any] = (
             {"host": LOOPBACK, "port": self.port}
             if tcp
-            # Without TLS, which a socket does not need: PyMySQL reads all certificates of the system for each connection.
+            # A socket needs no TLS, for which PyMySQL would read all certificates of the system each time.
             else {"host": "localhost", "unix_socket": str(self.socket), "ssl_disabled": True}
         )
         if user is None or user == ROOT:

@@ -42,9 +42,7 @@ class Lane:
 
     def apply_carefully(self, items: list[Item]) -> None:
         self.session.run([b"BEGIN"])
-        for item in items:
-            self.careful.apply(item)
-        self.session.run([b"COMMIT"])
+        self.session.run([*(statement.sql for statement in self.careful.apply(items)), b"COMMIT"])
 
     def apply_fast(self, items: list[Item]) -> None:
         """By the fast lane, which falls back to the careful one where it must."""
