@@ -76,7 +76,7 @@ def inspect(connection: pymysql.Connection[Any], config: Config, replicated: Rep
         *server.position(),
         *server.binlog_filters(),
         *server.clock(),
-        *check_grants(query, config, mariadb),
+        *check_grants(query, config, mariadb, numbers),
         *check_tables(query, replicated, variables, None if mariadb else numbers),
     ]
     order = list(Severity)

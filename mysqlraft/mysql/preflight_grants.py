@@ -25,6 +25,13 @@ _GLOBAL_MARIADB = {
     "BINLOG REPLAY": "to replay row events",
     "BINLOG ADMIN": "to keep the text of what it replays out of the binlog",
 }
+# What a view, trigger or routine that somebody else has made takes to be made here, under that definer.
+_DEFINER_MYSQL = ("SET_ANY_DEFINER", "ALLOW_NONEXISTENT_DEFINER")
+_DEFINER_MYSQL_8_0 = ("SET_USER_ID",)
+_DEFINER_MARIADB = ("SET USER",)
+_DEFINERS_SPLIT = (8, 2)
+"""The first MySQL that has two privileges instead of SET_USER_ID."""
+
 _ROWS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _SCHEMA = ("CREATE", "DROP", "ALTER", "INDEX", "REFERENCES", "CREATE VIEW", "SHOW VIEW", "TRIGGER")
 
@@ -42,15 +49,25 @@ def wanted_privileges(config: Config, mariadb: bool) -> dict[str, tuple[str, ...
     return {scope: tuple(dict.fromkeys(privileges)) for scope, privileges in wanted.items()}
 
 
-def grant_statements(config: Config, mariadb: bool, account: str) -> tuple[str, ...]:
-    """Everything that an account (quoted, 'user'@'host') needs."""
-    return tuple(
-        f"GRANT {', '.join(privileges)} ON {scope} TO {account}"
-        for scope, privileges in wanted_privileges(config, mariadb).items()
-    )
+def definer_privileges(mariadb: bool, version: tuple[int, ...]) -> tuple[str, ...]:
+    """What it takes to run statements with a DEFINER who is somebody else, or not known at this site."""
+    if mariadb:
+        return _DEFINER_MARIADB
+    return _DEFINER_MYSQL if version >= _DEFINERS_SPLIT else _DEFINER_MYSQL_8_0
 
 
-def check_grants(query: Callable[[str], Sequence[tuple[Any, ...]]], config: Config, mariadb: bool) -> Iterator[Finding]:
+def grant_statements(
+    config: Config, mariadb: bool, account: str, version: tuple[int, ...] = _DEFINERS_SPLIT
+) -> tuple[str, ...]:
+    """Everything that an account (quoted, 'user'@'host') needs. ``version``: of the server, if it is known."""
+    wanted = wanted_privileges(config, mariadb)
+    wanted["*.*"] = (*wanted["*.*"], *definer_privileges(mariadb, version))
+    return tuple(f"GRANT {', '.join(privileges)} ON {scope} TO {account}" for scope, privileges in wanted.items())
+
+
+def check_grants(
+    query: Callable[[str], Sequence[tuple[Any, ...]]], config: Config, mariadb: bool, version: tuple[int, ...]
+) -> Iterator[Finding]:
     user, _, host = str(query("SELECT CURRENT_USER()")[0][0]).rpartition("@")
     account = f"{literal(user)}@{literal(host)}"
     held = _held(query, mariadb)
@@ -68,6 +85,15 @@ def check_grants(query: Callable[[str], Sequence[tuple[Any, ...]]], config: Conf
                 "; ".join(whys).replace("the rest ", "" if len(whys) == 1 else "the rest "),
                 (f"GRANT {', '.join(missing)} ON {scope} TO {account}",),
             )
+    if missing := [one for one in definer_privileges(mariadb, version) if not _covered(one, "*.*", held)]:
+        yield Finding(
+            "grants",
+            Severity.WARNING,
+            f"{account} lacks {', '.join(missing)}",
+            "replication stops here when somebody creates a view, trigger or routine at another site: it cannot be "
+            "given its definer" + ("" if mariadb else " (one that has SYSTEM_USER takes that privilege, too)"),
+            (f"GRANT {', '.join(missing)} ON *.* TO {account}",),
+        )
 
 
 def _scope(schema: str) -> str:

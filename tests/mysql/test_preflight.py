@@ -272,7 +272,9 @@ def test_grants(server: Server, engine: Engine, replicate: str) -> None:
         with server.connect(user="raft daemon", password="secret") as connection:
             findings = found(look(connection, read), "grants")
             assert findings
-            assert {finding.severity for finding in findings} == {Severity.ERROR}
+            *needed, definers = findings
+            assert {finding.severity for finding in needed} == {Severity.ERROR}
+            assert definers.severity is Severity.WARNING
             for finding in findings:
                 run(root, *finding.sql)
         with server.connect(user="raft daemon", password="secret") as connection:
@@ -282,6 +284,28 @@ def test_grants(server: Server, engine: Engine, replicate: str) -> None:
             run(root, f"REVOKE {gone} ON *.* FROM 'raft daemon'@'localhost'")
             (finding,) = found(look(connection, read), "grants")
             assert finding.sql == (f"GRANT {gone} ON *.* TO 'raft daemon'@'localhost'",)
+
+
+def test_what_somebody_elses_view_takes_to_be_made(server: Server, engine: Engine) -> None:
+    """Without what preflight warns of, the statement fails; with it, and nothing more, it is done."""
+    read = settings("replicate: {include: ['*.*']}\n")
+    statement = "CREATE DEFINER = nobody@nowhere VIEW shop.v AS SELECT 1"
+    with server.connect() as root:
+        run(root, "CREATE DATABASE shop", "CREATE USER raft@localhost IDENTIFIED BY 'secret'")
+        run(root, *grant_statements(read, engine == "mariadb", "raft@localhost"))
+        with server.connect(user="raft", password="secret") as connection:
+            assert not found(look(connection, read), "grants")
+            run(connection, statement, "DROP VIEW shop.v")
+        definers = "SET USER" if engine == "mariadb" else "SET_ANY_DEFINER, ALLOW_NONEXISTENT_DEFINER"
+        run(root, f"REVOKE {definers} ON *.* FROM raft@localhost")
+        with server.connect(user="raft", password="secret") as connection:
+            (finding,) = found(look(connection, read), "grants")
+            assert finding.severity is Severity.WARNING
+            with pytest.raises(pymysql.err.OperationalError):
+                run(connection, statement)
+            run(root, *finding.sql)
+        with server.connect(user="raft", password="secret") as connection:
+            run(connection, statement)
 
 
 def test_grants_by_a_role(server: Server, engine: Engine) -> None:
