@@ -26,8 +26,7 @@ CUT_SECONDS = 20.0
 PATIENCE = 600.0
 SETTLE = 600.0
 
-# One after the other: they share the clusters.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1300), pytest.mark.xdist_group("six sites")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1300)]
 
 
 def test_colliding_writers_and_kills(cluster: Cluster) -> None:
