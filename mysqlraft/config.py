@@ -467,9 +467,9 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(("mysql", f"is not allowed: {config.site} is a witness and has no server"))
     elif not witness and config.mysql is None:
         found.append(("mysql", "is missing: The site's server. (Only a witness has none.)"))
-    if config.raft.heartbeat_ticks * 2 > config.raft.election_ticks:
+    if config.raft.heartbeat_ticks * 3 > config.raft.election_ticks:
         reason = (
-            f"{config.raft.heartbeat_ticks} is not allowed: at most half of election_ticks "
+            f"{config.raft.heartbeat_ticks} is not allowed: at most a third of election_ticks "
             f"({config.raft.election_ticks}), or one lost heartbeat starts an election"
         )
         found.append(("raft.heartbeat_ticks", reason))

@@ -218,9 +218,11 @@ class Link:
             yield from messages.feed(data)
 
     def _serve(self) -> None:
-        for message in self._messages:
-            self._received(message)
-        self._end()
+        try:
+            for message in self._messages:
+                self._received(message)
+        finally:
+            self._end()
 
     def _received(self, message: list[Any]) -> None:
         say = message[0]

@@ -166,9 +166,11 @@ class Supervisor:
             await loop.create_connection(lambda: feed.channel, sock=control)
             await loop.create_connection(lambda: feed.log.channel, sock=log)
             feed.channel.say(Say.START, str(self.config.source), self.config.yaml, self._last_session)
-            if self._stopping:
+            if self._stopping or self._held:  # since it was started: there was nobody to tell yet
                 feed.channel.say(Say.STOP)
             await feed.run()
+            # The end of one stream is that of both: a replica that still hears one would go on without the other.
+            feed.close()
             return await self._process.wait()
         finally:
             feed.close()

@@ -65,7 +65,10 @@ def test_defaults() -> None:
         ("mysql: {user: root, tls: {cert: c.pem}}", "mysql.tls: cert and key are only allowed together"),
         ("raft: {tick_ms: 1}", "tokyo.yaml:10: raft.tick_ms: 1 is not allowed: an integer from 5 to 5000 (ms)"),
         ("raft: {election_ticks: [10, 20]}", "raft.election_ticks: [10, 20] is not allowed: an integer from 2"),
-        ("raft: {heartbeat_ticks: 6}", "raft.heartbeat_ticks: 6 is not allowed: at most half of election_ticks (10)"),
+        (
+            "raft: {heartbeat_ticks: 4}",
+            "heartbeat_ticks: 4 is not allowed: at most a third of election_ticks (10)",
+        ),
         ("raft: {inflight_bytes: 8MB}", "'8MB' is not allowed: a size from 64KiB to 1GiB, as in 8MiB"),
         ("capture: {position: here}", "capture.position: 'here' is not allowed: one of auto, gtid, file"),
         ("capture: {mark_seconds: .nan}", "capture.mark_seconds: nan is not allowed: a number from 0.1 to 3600"),

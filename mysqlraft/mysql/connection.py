@@ -52,6 +52,7 @@ class Session:
             # _execute_command and _read_packet are PyMySQL's own plumbing; they have been stable since 0.5.
             self._connection._execute_command(_COM_SET_OPTION, _MULTI_STATEMENTS_ON)
             self._connection._read_packet()
+            self.max_packet = 1 << 10  # until it is known
             version, packet = self.query("SELECT VERSION(), @@max_allowed_packet")[0]
         except (pymysql.err.MySQLError, OSError) as error:
             raise _translated(error, 0) from None
@@ -65,14 +66,15 @@ class Session:
         return self.queries([sql])[0]
 
     def queries(self, statements: Sequence[str]) -> list[Sequence[Sequence[Any]]]:
-        """The rows of each statement, none of which is a BINLOG, in one round trip."""
+        """The rows of each statement, none of which is a BINLOG, in one round trip if they fit into one packet."""
         found: list[Sequence[Sequence[Any]]] = []
         try:
             with self._connection.cursor() as cursor:
-                cursor.execute(";".join(statements))
-                found.append(cursor.fetchall())
-                while cursor.nextset():
+                for together in _packets([statement.encode() for statement in statements], self.max_packet):
+                    cursor.execute(b";".join(together))
                     found.append(cursor.fetchall())
+                    while cursor.nextset():
+                        found.append(cursor.fetchall())
         except (pymysql.err.MySQLError, OSError) as error:
             raise _translated(error, len(found)) from None
         return found

@@ -908,9 +908,7 @@ class RaftCore:
             self._heartbeat_due = False
             self._round += 1
             for site, progress in self.progress.items():
-                if progress.acknowledged and not self._reads_confirming:
-                    # Whoever has just acknowledged an append has heard from this leader: nothing would be news.
-                    progress.acknowledged = False
+                if progress.spare_heartbeat() and not self._reads_confirming:
                     continue
                 beat = Heartbeat(site, self.site, self.term, progress.session, self.log.commit, self._round)
                 self._messages.append(beat)

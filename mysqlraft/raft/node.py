@@ -542,6 +542,8 @@ class Node:
             self._fail(error)
             return
         self._pump()
+        if self.failed.done():
+            return
         self._ticks_to_record -= 1
         if self._ticks_to_record <= 0 and not self._writing and not self._queue:
             self._ticks_to_record = max(1, round(RECORD_SECONDS / self._tick_seconds))

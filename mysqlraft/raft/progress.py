@@ -62,6 +62,7 @@ class Progress:
     __slots__ = (
         "acknowledged",
         "active",
+        "addressed",
         "announced_commit",
         "catching_up",
         "inflights",
@@ -73,6 +74,7 @@ class Progress:
         "silent_ticks",
         "snapshot",
         "snapshot_offset",
+        "spared",
         "state",
     )
 
@@ -89,8 +91,8 @@ class Progress:
         self.inflights = Inflights(window)
         self.active = False
         """It was heard from since the last CheckQuorum."""
-        self.acknowledged = False
-        """It has acknowledged an append since the last round of heartbeats."""
+        self.addressed = self.acknowledged = self.spared = False
+        """Entries were sent, an append was acknowledged since the last round of heartbeats; that had none for it."""
         self.announced_commit = 0
         """The commit index that the last message to it carried."""
         self.silent_ticks = 0
@@ -155,12 +157,22 @@ class Progress:
 
     def sent(self, last_index: int, count: int, size: int) -> None:
         """An append of `count` entries, `size` bytes, up to `last_index` leaves."""
+        self.addressed = True
         if self.state is ProgressState.REPLICATE:
             if count:
                 self.next_index = last_index + 1
                 self.inflights.add(last_index, size)
         else:
             self.probe_sent = True
+
+    def spare_heartbeat(self) -> bool:
+        """Whether it needs no heartbeat in this round: entries have just gone there, and it is known to take them.
+
+        Never twice in a row: what was sent may be long on its way, and an acknowledgement be of something older.
+        """
+        self.spared = self.addressed and self.acknowledged and not self.spared
+        self.addressed = self.acknowledged = False
+        return self.spared
 
     def accepted(self, index: int) -> bool:
         """An append up to `index` was acknowledged. True if that is news."""

@@ -165,17 +165,16 @@ class _Shape:
         self._charset = tables.source.collations.charset
         by_index = {column.index: column for column in local.map.columns}
         self._key_columns = [[_column(by_index, part.column) for part in key.parts] for key in local.keys]
+        # Of what a row was, its primary key may be all that is known.
+        known = {column.name.casefold() for column in self._before or ()}
+        known_keys = [key for key in local.keys if all(part.column.casefold() in known for part in key.parts)]
         self._slicers: list[Slicer | None] = [
             None
             if columns is None
             else compile_slicer(
-                local.map,
-                ChangeKind.WRITE,
-                layout_of(local.map, ChangeKind.WRITE, after=columns),
-                local.keys,
-                tables.source,
+                local.map, ChangeKind.WRITE, layout_of(local.map, ChangeKind.WRITE, after=columns), keys, tables.source
             )
-            for columns in (self._before, self._after)
+            for columns, keys in ((self._before, known_keys), (self._after, local.keys))
         ]
         self._selected = ", ".join(selected(column, identifier(column.name)) for column in self._primary)
         self._delete = layout_of(local.map, ChangeKind.DELETE, before=self._primary)

@@ -191,7 +191,7 @@ def test_killed_processes(make: Callable[[int], Cluster]) -> None:
                     connection.commit()
         victim = cluster[1 + number // 2 % 2]
         if number % 2:
-            assert victim.daemon.kill_replica()
+            until(victim.daemon.kill_replica, "a replica process to kill")
         else:
             victim.daemon.kill()
             victim.daemon.start()

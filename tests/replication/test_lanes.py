@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from unittest.mock import patch
 
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.rows import layout_of
@@ -18,7 +19,7 @@ from mysqlraft.replication.batch import Batch
 from mysqlraft.replication.batch_writer import BatchWriter
 from mysqlraft.replication.careful_lane import CarefulLane
 from mysqlraft.replication.entry import Change, ChangeKind, Payload
-from mysqlraft.replication.row_events import Item, statements
+from mysqlraft.replication.row_events import Item, Statement, statements
 from mysqlraft.replication.tables import LocalTables
 from mysqlraft.sandbox.servers import Server
 from tests.harness.pool import LendServers
@@ -158,6 +159,30 @@ def test_both_lanes_do_what_the_semantics_say(servers: LendServers) -> None:
         fallbacks = lane.writer.fallbacks
     print(f"{ROUNDS} random units on {server.engine}: both lanes as the semantics say, {fallbacks} changes fell back")
     assert fallbacks > 10
+
+
+def test_the_application_races_the_careful_lane(servers: LendServers) -> None:
+    """A row that comes between lookup and write fails the write; it is looked up again, and gives way."""
+    (server,) = servers(1)
+    with server.connect() as client, client.cursor() as cursor, lane_at(server) as lane:
+        begin = here(server)
+        run(cursor, "CREATE DATABASE s", TABLE, "INSERT INTO s.t VALUES (1, 1, 1), (2, 2, 2)")
+        encoder = Encoder(record(server, begin)[-1].tables[0])
+        look_up = lane.careful.apply
+        raced = iter(("INSERT INTO s.t VALUES (5, 9, 0)", ""))
+
+        def apply(items: Iterable[Item]) -> list[Statement]:
+            made = look_up(items)
+            if statement := next(raced, ""):
+                run(cursor, statement)
+            return made
+
+        with patch.object(lane.careful, "apply", apply):
+            items = [encoder.item(((2, 2, 2), (2, 3, 3))), encoder.item(((1, 1, 1), (1, 9, 7)))]
+            lane.writer.begin(Batch(1, 1, b"x", items))
+            lane.writer.finish()
+        assert lane.writer.fallbacks == 1
+        assert run(cursor, "SELECT * FROM s.t ORDER BY id") == [(1, 9, 7), (2, 3, 3)]
 
 
 def test_many_rows_that_are_there_already(servers: LendServers) -> None:
