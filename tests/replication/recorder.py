@@ -8,7 +8,8 @@ from typing import Any
 
 import pymysql
 
-from mysqlraft.binlog.stream import file_number
+from mysqlraft.binlog.dump import DumpConnection
+from mysqlraft.binlog.stream import TransactionStream, file_number
 from mysqlraft.replication.capture import Capture, CaptureState, position_now
 from mysqlraft.replication.entry import Payload, PayloadKind, Position, decode
 from mysqlraft.sandbox.servers import Server
@@ -24,6 +25,17 @@ class _Keeper:
         self.encoded.append(payload)
         self.payloads.append(decode(payload))
         return True
+
+
+class _Recording(Capture):
+    """Tells how far it has read and handed over everything."""
+
+    through: tuple[str, int] = ("", 0)
+
+    def _idle(self, dump: DumpConnection, stream: TransactionStream) -> bool:
+        if not self._units:
+            self.through = stream.position.done
+        return super()._idle(dump, stream)
 
 
 def arguments(server: Server) -> dict[str, Any]:
@@ -52,7 +64,7 @@ def record_encoded(server: Server, begin: Position, end: Position | None = None,
 def _record(server: Server, begin: Position, end: Position | None, **options: Any) -> _Keeper:
     end = end or here(server)
     keeper = _Keeper()
-    capture = Capture(
+    capture = _Recording(
         arguments(server),
         keeper,  # type: ignore[arg-type]
         CaptureState(begin, (begin.file, begin.offset), 0),
@@ -77,12 +89,11 @@ def _record(server: Server, begin: Position, end: Position | None, **options: An
     def complete() -> bool:
         if failed:
             raise failed[0]
-        stream = capture._stream
         done = capture.status()["position"]
-        return (file_number(done["file"]), done["offset"]) >= wanted or (
-            stream is not None
-            and not capture._units
-            and (file_number(stream.position.done[0]), stream.position.done[1]) >= wanted
+        return any(
+            (file_number(file), offset) >= wanted
+            for file, offset in (capture.through, (done["file"], done["offset"]))
+            if file
         )
 
     try:
