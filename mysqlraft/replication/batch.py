@@ -146,7 +146,7 @@ def _lanes(certification: Certification, conflicts: Sequence[Conflict] | None) -
         return lambda change: _Lane.CAREFUL if change.kind is ChangeKind.WRITE else _Lane.ALONE
     if conflicts is None or len(conflicts) >= CONFLICTS_PER_UNIT:
         return lambda change: _Lane.ALONE
-    in_the_way = {id(conflict.change) for conflict in conflicts if conflict.in_the_way}
+    in_the_way = {conflict.change for conflict in conflicts if conflict.in_the_way}
     return lambda change: _Lane.CAREFUL if id(change) in in_the_way else _Lane.FAST
 
 

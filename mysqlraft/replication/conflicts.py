@@ -53,8 +53,8 @@ class Conflict:
     image: str | None
     other_image: str | None
     resolution: str
-    change: Change
-    """What is in conflict; not a column."""
+    change: int
+    """`id` of the change in conflict, which itself may be large and is not to be kept for this; not a column."""
 
     @property
     def in_the_way(self) -> bool:
@@ -133,7 +133,7 @@ class ConflictWriter:
                         shape.shown(row.after, after=True),
                         met.written.shown,
                         resolution,
-                        change,
+                        id(change),
                     )
                     number += 1
 
