@@ -61,6 +61,7 @@ _spawner_lock = threading.Lock()
 def spawn_bound(
     argv: Sequence[str],
     *,
+    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
     env: Mapping[str, str] | None = None,
@@ -78,7 +79,7 @@ def spawn_bound(
         spawner = _spawner
     wrapped = [sys.executable, "-I", "-S", "-c", _BIND_AND_EXEC, str(os.getpid()), *argv]
     options: dict[str, Any] = {
-        "stdin": subprocess.DEVNULL,
+        "stdin": stdin,
         "stdout": stdout,
         "stderr": stderr,
         "env": None if env is None else dict(env),

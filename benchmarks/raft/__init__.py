@@ -1,0 +1,1 @@
+"""The Raft log's speed, beside other implementations': see __main__.py."""
