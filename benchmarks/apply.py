@@ -226,7 +226,6 @@ def _ours(source: Server, target: Server, backlog: Backlog, path: Path) -> float
     ready = threading.Event()
     applier = Applier(
         site=TARGET,
-        origins=(SOURCE, TARGET),
         connect=_login(target),
         log=log,
         dump_server_id=99,

@@ -1,10 +1,10 @@
 """The divergence alarm: sites that follow the same log must come to the same conclusions.
 
-Every site keeps a running checksum of what certification made of the log (`ReplicationState.digest`) and notes it at
-each checkpoint, beside the log's own (`Entry.chain`). Both are functions of the log alone, so at the same index they
-are equal everywhere. The sites tell each other the last few, and `Watch` compares. Where they differ, the site that is
-alone with what it has stops replicating: the majority has what the others will go by. Without a majority nobody can
-say who is right, and all that differ stop.
+Every site keeps a running checksum of the conflicts that certification found in the log (`ReplicationState.digest`)
+and notes it at each checkpoint, beside the log's own (`Entry.chain`). Both are functions of the log alone, so at the
+same index they are equal everywhere. The sites tell each other the last few, and `Watch` compares. Where they differ,
+the site that is alone with what it has stops replicating: the majority has what the others will go by. Without a
+majority nobody can say who is right, and all that differ stop.
 
 As the checksums run on, no checkpoint has to be compared by everybody: whoever has once gone astray differs for ever.
 Not covered is what is in the tables: this is about what was decided, not about what a server made of it.

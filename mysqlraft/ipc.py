@@ -69,7 +69,8 @@ class Say(IntEnum):
 
 
 class LogEntry(NamedTuple):
-    """A committed entry as the replica sees it. Entries that are Raft's own have origin 0 and no payload."""
+    """A committed entry as the replica sees it. Entries that are Raft's own have origin 0; their payload is a
+    configuration, or empty."""
 
     index: int  # type: ignore[assignment]  # a tuple's own index() is of no use here
     origin: int

@@ -328,7 +328,7 @@ def _plain(entry: Entry) -> tuple[int, int, int, int, bytes]:
     """What a `LogEntry` is made of."""
     if entry.kind is EntryKind.DATA:
         return (entry.index, entry.origin, entry.session, entry.sequence, entry.payload)
-    return (entry.index, 0, 0, 0, b"")
+    return (entry.index, 0, 0, 0, entry.payload)
 
 
 def _signal(number: int) -> str:

@@ -136,7 +136,6 @@ class Applier:
         self,
         *,
         site: int,
-        origins: Iterable[int],
         connect: Mapping[str, Any],
         log: CommittedLog,
         dump_server_id: int,
@@ -155,7 +154,7 @@ class Applier:
         state)`` once for every entry in index order, before it is applied. Both in `run`'s thread.
         """
         self.status = ApplyStatus()
-        self._site, self._origins = site, tuple(origins)
+        self._site = site
         self._connect = partial(
             pymysql.connect,
             **{**connect, "autocommit": True, "charset": "utf8mb4", "cursorclass": pymysql.cursors.Cursor},
@@ -240,7 +239,7 @@ class Applier:
         self._on_the_way = None
         self._lose_session()
         applied, data = self._with_session(read_progress)
-        state = ReplicationState.load(data, self._site, self._origins, self._log.fetch)
+        state = ReplicationState.load(data, self._site, self._log.fetch)
         if state.index != applied:
             raise StateError(f"mysqlraft.progress: applied is {applied}, its state that of {state.index}")
         if applied < self._last_stepped:

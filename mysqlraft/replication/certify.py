@@ -41,6 +41,13 @@ The keys of a unit may lack some: of a unique key that was made after it (a stat
 rows were captured (``wild``). Such a unit is entered as a write of its whole table, and a wild one is re-asserted
 whenever an R of its origin wrote to the table above its base.
 
+Below the floor
+---------------
+
+Only a member that was added after keys had been forgotten has a base below the floor, until it has caught up. Its
+units are re-asserted, crossed, and a write of their whole tables, and in conflict only with writers above the floor:
+who wrote below it is known no more, and what little is, not at every site.
+
 Memory
 ------
 
@@ -157,7 +164,7 @@ class Certifier:
     ) -> Verdict:
         """What a unit with these keys is, seen from the entries before it."""
         verdict = Verdict.REASSERT if base < self.floor else Verdict.CLEAN
-        above = (base + 1) << _INDEX_SHIFT
+        above = self._above(base)
         own = origin << _ORIGIN_SHIFT
         get = self._recent.get
         deeper = self._generations_above(base)
@@ -230,7 +237,7 @@ class Certifier:
         every site for a statement with a base of at least `floor`, as all are that do not only rebuild the map.
         """
         tables = tuple(tables)
-        above = (base + 1) << _INDEX_SHIFT
+        above = self._above(base)
         own = origin << _ORIGIN_SHIFT
         verdict = Verdict.REASSERT if self._crossed(origin, base, tables) else Verdict.CLEAN
         if any(table.statement >= above and table.statement & _ORIGIN_MASK != own for table in self._met(tables)):
@@ -260,7 +267,7 @@ class Certifier:
 
     def conflicting(self, origin: int, base: int, keys: bytes) -> list[tuple[int, int, int]]:
         """(key, index, origin) of each last writer that a unit conflicts with; ask before `enter`."""
-        above = (base + 1) << _INDEX_SHIFT
+        above = self._above(base)
         found = []
         generations: list[dict[int, int] | _Segment] = [self._recent, *self._generations_above(base)]
         for key in _unpack(keys):
@@ -285,6 +292,11 @@ class Certifier:
                 name: table for name, table in self._tables.items() if max(table.touched.values(), default=0) > floor
             }
             self._trim_at = max(_TABLES, 2 * len(self._tables))
+
+    def _above(self, base: int) -> int:
+        """The least writer that a unit with this base did not know. Those up to the floor may be held or forgotten,
+        after a restart others than before it, so none of them counts."""
+        return (max(base, self.floor) + 1) << _INDEX_SHIFT
 
     def _generations_above(self, base: int) -> list[dict[int, int] | _Segment]:
         """The generations before the recent one that hold an index above `base`."""

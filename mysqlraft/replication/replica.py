@@ -128,7 +128,6 @@ class Replica:
             return 0
         applier = self._applier = Applier(
             site=self._site,
-            origins=_origins(self._config),
             connect=arguments,
             log=self._committed,
             dump_server_id=dump_server_id(self._config.cluster.id, self._site, Reader.APPLY),
@@ -410,14 +409,6 @@ class Replica:
         if not under_way:
             return 0.0
         return round(max(0.0, time.time() - under_way[0][1] / 1e6), 3)
-
-
-def _origins(settings: Config) -> list[int]:
-    """The sites that are known to write. One that joins later is known from its first entry on: while it waits to be
-    added, it shall not keep the others from forgetting row keys."""
-    return [
-        site.id for site in settings.cluster.sites if not site.witness and (not site.join or site.id == settings.own.id)
-    ]
 
 
 def _unfit(inspection: Inspection) -> str:

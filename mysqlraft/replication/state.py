@@ -18,6 +18,14 @@ What survives a restart
 and a *checkpoint*: which entries of each origin counted up to an index at or below the floor. The certification map is
 rebuilt from the entries above the checkpoint (`rebuild_from`), and the checkpoint is what makes that exact: without
 it a duplicate in the log could not be told from the entry that it repeats.
+
+The floor
+---------
+
+Row keys are forgotten at the lowest base of all members that write, and what has a base below that is judged without
+them. So who is a member has to be the same at every site at the same index: it is what the log's configurations say,
+never what a site's file does. A member that was never heard of holds the floor; one that was removed does not. Whoever
+is added after keys were forgotten may well begin below the floor, which does not go down for it.
 """
 
 from __future__ import annotations
@@ -34,12 +42,13 @@ import msgpack
 from xxhash import xxh3_64_intdigest
 
 from mysqlraft.binlog.tablemap import names
+from mysqlraft.raft.configuration import Configuration
 from mysqlraft.raft.sessions import SessionTable
 from mysqlraft.replication.certify import Certifier, TableName, Verdict, sorted_keys
 from mysqlraft.replication.entry import Payload, PayloadKind, Position, Unit, decode
 from mysqlraft.replication.policy import Certification
 
-FORMAT = 3
+FORMAT = 4
 CHECKPOINT_EVERY = 4096
 """Log indices between two checkpoints; a rebuild reads at most this many entries more than it needs."""
 _PACKER = msgpack.Packer()
@@ -54,9 +63,9 @@ class StateError(Exception):
 
 
 class LogEntry(Protocol):
-    """What is looked at of a committed entry; `mysqlraft.raft.entry.Entry` is one.
+    """What is looked at of a committed entry.
 
-    Entries that Raft itself appends have origin 0.
+    Entries that Raft itself appends have origin 0; their payload is a `Configuration`, or empty.
     """
 
     @property
@@ -118,24 +127,18 @@ class Step:
 class ReplicationState:
     """Follows the committed log at one site.
 
-    Invariants: `index` is that of the last entry stepped; every origin's `base` is below `index`; `floor` never goes
-    down while the set of origins is the same.
+    Invariants: `index` is that of the last entry stepped; every origin's `base` is below `index`; the certifier's
+    floor never goes down.
     """
 
-    def __init__(
-        self,
-        site: int,
-        origins: Iterable[int],
-        fetch: Fetch,
-        *,
-        checkpoint_every: int = CHECKPOINT_EVERY,
-    ) -> None:
-        """``origins``: the ids of all configured sites; one that was never heard of holds the floor at 0."""
+    def __init__(self, site: int, fetch: Fetch, *, checkpoint_every: int = CHECKPOINT_EVERY) -> None:
         self.site = site
         self.index = 0
-        self.origins: dict[int, Origin] = {origin: Origin() for origin in sorted(origins)}
+        self.members: tuple[int, ...] = ()
+        """Who may write: the members with a server, of the last configuration in the log."""
+        self.origins: dict[int, Origin] = {site: Origin()}
         self.digest = 0
-        """The running checksum of all that was accepted and how it was certified. The same at every site at the same
+        """The running checksum of all that was accepted and what was in conflict. The same at every site at the same
         index, or one of them has gone astray (mysqlraft.divergence)."""
         self.checks: tuple[tuple[int, int], ...] = ()
         """(index, digest) of the last checkpoints since this state was loaded; replaced, never changed."""
@@ -151,8 +154,8 @@ class ReplicationState:
 
     @property
     def floor(self) -> int:
-        """The lowest base of all origins: no unit to come has a lower one."""
-        return min((origin.base for origin in self.origins.values()), default=0)
+        """The lowest base of all members: but for those that were added late, no unit to come has a lower one."""
+        return min([self.origins[member].base for member in self.members], default=0)
 
     @property
     def rebuild_from(self) -> int:
@@ -176,6 +179,7 @@ class ReplicationState:
 
         Raises:
             PayloadError: a payload of another version, or none at all.
+            ConfigurationError: a configuration of another version.
             StateError: the entry is not the next one, or breaks the order of parts.
         """
         if entry.index != self.index + 1:
@@ -184,17 +188,20 @@ class ReplicationState:
         if entry.origin and self.sessions.accept(entry.origin, entry.session, entry.sequence):
             step = self._accepted(entry)
             self._dumped.pop(entry.origin, None)
-            judged = [certification for _, certification in step.units]
-            if step.certification is not None:
-                judged.append(step.certification)
-            verdicts = bytes([each.verdict for each in judged])
-            self.digest = xxh3_64_intdigest(b"%d %b" % (entry.index, verdicts), self.digest)
+            self.digest = xxh3_64_intdigest(b"%d %b" % (entry.index, _told(step)), self.digest)
+        elif not entry.origin and entry.payload:
+            self._configured(Configuration.decode(entry.payload))
         self.index = entry.index
         if self.index % self._checkpoint_every == 0:
             self.checks = (*self.checks[1 - CHECKS :], (self.index, self.digest))
             self._checkpoints.append(_Checkpoint.of(self))
         self._forget()
         return step
+
+    def _configured(self, configuration: Configuration) -> None:
+        self.members = tuple(site for site, server in configuration.servers.items() if not server.witness)
+        for member in self.members:
+            self.origins.setdefault(member, Origin())
 
     def _accepted(self, entry: LogEntry) -> Step:
         index = entry.index
@@ -308,10 +315,10 @@ class ReplicationState:
             packed = msgpack.packb((checkpoint.index, checkpoint.sessions, checkpoint.parts))
             self._dumped_checkpoint = checkpoint, packed
         origins = [self._dumped.get(number) or self._dump_origin(number) for number in self.origins]
-        # An array of FORMAT, index, array of origins, checkpoint, crossed and digest.
+        # An array of FORMAT, index, array of origins, checkpoint, crossed, digest, members and floor.
         return b"".join(
             (
-                _PACKER.pack_array_header(6),
+                _PACKER.pack_array_header(8),
                 msgpack.packb(FORMAT),
                 msgpack.packb(self.index),
                 _PACKER.pack_array_header(len(origins)),
@@ -319,6 +326,8 @@ class ReplicationState:
                 packed,
                 msgpack.packb(self.certifier.crossed),
                 msgpack.packb(self.digest),
+                msgpack.packb(self.members),
+                msgpack.packb(self.certifier.floor),
             )
         )
 
@@ -331,13 +340,7 @@ class ReplicationState:
 
     @classmethod
     def load(
-        cls,
-        data: bytes,
-        site: int,
-        origins: Iterable[int],
-        fetch: Fetch,
-        *,
-        checkpoint_every: int = CHECKPOINT_EVERY,
+        cls, data: bytes, site: int, fetch: Fetch, *, checkpoint_every: int = CHECKPOINT_EVERY
     ) -> ReplicationState:
         """The state that `dump` saw, with its certification map rebuilt from the log.
 
@@ -346,18 +349,18 @@ class ReplicationState:
         Raises:
             StateError: the bytes are of another version, or the log contradicts them.
         """
-        state = cls(site, origins, fetch, checkpoint_every=checkpoint_every)
+        state = cls(site, fetch, checkpoint_every=checkpoint_every)
         if not data:
             return state
-        dumped = _unpack(data)
-        _, applied, stored, (index, sessions, parts), crossed, digest = dumped
+        _, applied, stored, (index, sessions, parts), crossed, digest, members, floor = _unpack(data)
         state._checkpoints = deque([_Checkpoint(index, sessions, parts)])
         state.index = index
         state.sessions = SessionTable.from_dict(sessions)
         state.certifier = Certifier(index)
         for number, indices in parts.items():
             state.origins.setdefault(number, Origin()).parts = list(indices)
-        # While entries are stepped again their origins have the bases that they end with: the floor of that time.
+        # While entries are stepped again, the floor is at most what it was then: a member's base is 0 until an entry of
+        # its own says more.
         for number, _, _, resume, _, _, _ in stored:
             origin = state.origins.setdefault(number, Origin())
             origin.resume = None if resume is None else Position(*resume)
@@ -376,6 +379,8 @@ class ReplicationState:
                 None if resume is None else Position(*resume), (done[0], done[1]), base, open_parts
             )
         state._dumped.clear()
+        state.members = tuple(members)
+        state.certifier.forget(floor)
         state._forget()
         state.certifier.crossed = crossed
         # Below the floor, entries that are stepped again may be judged otherwise: what was judged then is what counts.
@@ -395,6 +400,13 @@ class _Checkpoint:
     def of(cls, state: ReplicationState) -> _Checkpoint:
         parts = {number: list(origin.parts) for number, origin in state.origins.items() if origin.parts}
         return cls(state.index, state.sessions.to_dict(), parts)
+
+
+def _told(step: Step) -> bytes:
+    """What was judged, as far as it is the same at every site: of units only whether they are in conflict. After a
+    restart, a unit whose base lies before the checkpoint may count as re-asserted to be on the safe side."""
+    told = bytes([certification.verdict is Verdict.CONFLICT for _, certification in step.units])
+    return told if step.certification is None else told + bytes([step.certification.verdict])
 
 
 @lru_cache(maxsize=4096)

@@ -57,7 +57,7 @@ class Rig:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, last_session: int = 0) -> None:
         self.link = FakeLink()
-        self.state = ReplicationState(1, [1, 2], lambda first, last: [])
+        self.state = ReplicationState(1, lambda first, last: [])
         self.started: list[Capture | None] = []
         self.replica = Replica(SETTINGS, cast(Link, self.link), cast(LogReader, None), last_session)
         monkeypatch.setattr(self.replica, "_start_capture", lambda state: self.started.append(None))
@@ -134,7 +134,7 @@ def test_a_new_site_begins_where_it_began_the_first_time(server: Server) -> None
     found = []
     for index in (7, 9):
         link = FakeLink()
-        state = ReplicationState(1, [1, 2], lambda first, last: [])
+        state = ReplicationState(1, lambda first, last: [])
         state.index = index
         with patch.object(type(mysql), "read_password", lambda self: server.password):
             Replica(settings, cast(Link, link), cast(LogReader, None), 0)._on_ready(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,11 +12,12 @@ from typing import Any, Self
 import pymysql
 from pymysql.cursors import Cursor
 
+from mysqlraft.raft.configuration import Configuration, Server
 from mysqlraft.replication.apply import Applier, ApplyState
 from mysqlraft.replication.capture import Capture, CaptureState, position_now
-from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, decode
+from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, decode, kind_of
 from mysqlraft.replication.state import LogEntry, ReplicationState, Step
-from mysqlraft.sandbox.servers import Server
+from mysqlraft.sandbox import servers as sandbox
 
 TIMEOUT = 60.0
 
@@ -30,11 +31,17 @@ class LoggedEntry:
     payload: bytes
 
 
+def founders(sites: Iterable[int]) -> LoggedEntry:
+    """The first entry of every log: who is in the cluster."""
+    servers = [Server(site, f"site{site}", f"127.0.0.1:{7450 + site}") for site in sites]
+    return LoggedEntry(1, 0, 0, 0, Configuration(servers).encode())
+
+
 class SharedLog:
     """A log that commits what is proposed at once."""
 
-    def __init__(self) -> None:
-        self.entries: list[LoggedEntry] = []
+    def __init__(self, sites: int) -> None:
+        self.entries = [founders(range(1, sites + 1))]
         self.changed = threading.Condition()
 
     def append(self, origin: int, session: int, sequence: int, payload: bytes) -> int:
@@ -42,6 +49,10 @@ class SharedLog:
             self.entries.append(LoggedEntry(len(self.entries) + 1, origin, session, sequence, payload))
             self.changed.notify_all()
             return len(self.entries)
+
+    def of_kind(self, kind: PayloadKind) -> list[int]:
+        """Log indices of the sites' payloads of this kind."""
+        return [entry.index for entry in self.entries if entry.origin and kind_of(entry.payload) is kind]
 
 
 class SiteLink:
@@ -103,9 +114,8 @@ class SiteUnderTest:
     def __init__(
         self,
         number: int,
-        server: Server,
+        server: sandbox.Server,
         log: SharedLog,
-        sites: int,
         *,
         capture: dict[str, Any] | None = None,
         **options: Any,
@@ -113,7 +123,7 @@ class SiteUnderTest:
         """``options`` go to `Applier`, ``capture`` to `Capture`."""
         self.number, self.server, self.log = number, server, log
         self.link = SiteLink(log, number)
-        self._sites, self._options = sites, options
+        self._options = options
         self._capture_options = capture or {}
         self._applier: Applier | None = None
         self._capture: Capture | None = None
@@ -149,7 +159,6 @@ class SiteUnderTest:
         """Starts capture and apply. What apply has done is known to the server, and everything else to the log."""
         self._applier = Applier(
             site=self.number,
-            origins=range(1, self._sites + 1),
             connect=self.arguments(),
             log=self.link,
             dump_server_id=900 + self.number,

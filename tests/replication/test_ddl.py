@@ -10,7 +10,7 @@ from mysqlraft.binlog.dump import DumpConnection
 from mysqlraft.mysql.connection import StatementError
 from mysqlraft.replication import ddl
 from mysqlraft.replication.apply_session import open_session, setup
-from mysqlraft.replication.entry import Ddl, PayloadKind, decode, kind_of
+from mysqlraft.replication.entry import Ddl, PayloadKind, decode
 from tests.harness.pool import LendServers
 from tests.replication.harness import SharedLog, SiteUnderTest, settle, wait_for
 from tests.replication.recorder import connection
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
 
 def statements_in(log: SharedLog) -> list[int]:
     """Log indices of statements."""
-    return [entry.index for entry in log.entries if kind_of(entry.payload) is PayloadKind.DDL]
+    return log.of_kind(PayloadKind.DDL)
 
 
 def definitions(site: SiteUnderTest, *tables: str) -> list[str]:

@@ -25,21 +25,13 @@ from mysqlraft.replication.ddl import changes_rows, commutes
 from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payload, PayloadKind, Position, Unit
 from mysqlraft.replication.policy import last_write_wins
 from mysqlraft.replication.state import ReplicationState, Step, StepKind
+from tests.replication.harness import LoggedEntry, founders
 from tests.replication.reference import Row, RowChange, Table
 
 TABLE = b"\x01s\x00\x01t\x00"
 HISTORIES = 2000
 
 Keys = frozenset[tuple[str, int]]
-
-
-@dataclass(frozen=True)
-class LoggedEntry:
-    index: int
-    origin: int
-    session: int
-    sequence: int
-    payload: bytes
 
 
 @dataclass
@@ -145,8 +137,8 @@ class Options:
 
 
 class Site:
-    def __init__(self, number: int, sites: int, log: Log, rng: random.Random, options: Options) -> None:
-        self.number, self.sites, self.log, self.rng = number, sites, log, rng
+    def __init__(self, number: int, log: Log, rng: random.Random, options: Options) -> None:
+        self.number, self.log, self.rng = number, log, rng
         self.naive, self.statements, self.options = options.naive, options.statements or options.keys, options
         # The server: tables, the binlog, and the progress row.
         self.table = Table()
@@ -173,7 +165,6 @@ class Site:
         self.state = ReplicationState.load(
             self.progress,
             self.number,
-            range(1, self.sites + 1),
             self.fetch,
             checkpoint_every=self.rng.choice([3, 50]),
         )
@@ -374,7 +365,8 @@ def run(seed: int, options: Options = Options()) -> Outcome:
     keyspace = rng.choice([3, 6, 12])
     log = Log()
     count = rng.randint(2, 4)
-    sites = [Site(n, count, log, rng, options) for n in range(1, count + 1)]
+    log.append(founders(range(1, count + 1)))
+    sites = [Site(n, log, rng, options) for n in range(1, count + 1)]
     for _ in range(rng.randint(20, 300)):
         site, dice = rng.choice(sites), rng.random()
         if dice < 0.35:
@@ -402,7 +394,7 @@ def run(seed: int, options: Options = Options()) -> Outcome:
             while site.reading is not None and site.reading < len(site.binlog):
                 busy = True
                 site.capture()
-    reference = ReplicationState(0, range(1, count + 1), log.fetch)
+    reference = ReplicationState(0, log.fetch)
     expected = Table()
     verdicts = []
     for entry in log:
@@ -490,7 +482,7 @@ def test_who_judges_otherwise_is_found() -> None:
                 index, 1, 1, index, Payload(PayloadKind.UNITS, Flavour.MYSQL, 0, place, ("", 0), [], units).encode()
             )
         )
-    right, wrong = (ReplicationState(site, [1, 2], log.fetch, checkpoint_every=5) for site in (1, 2))
+    right, wrong = (ReplicationState(site, log.fetch, checkpoint_every=5) for site in (1, 2))
     for entry in log:
         right.step(entry)
         if entry.index == 7:
@@ -504,7 +496,7 @@ def test_who_judges_otherwise_is_found() -> None:
     assert right.checks[0] == wrong.checks[0]
     assert right.checks[1] != wrong.checks[1]
     assert right.digest != wrong.digest
-    again = ReplicationState.load(right.dump(), 1, [1, 2], log.fetch, checkpoint_every=5)
+    again = ReplicationState.load(right.dump(), 1, log.fetch, checkpoint_every=5)
     assert (again.digest, again.checks) == (right.digest, ()), "a restart takes it along"
 
 
