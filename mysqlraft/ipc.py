@@ -190,6 +190,10 @@ class Link:
             # With the lock held: no other session's proposal may overtake this one.
             self._say(Say.PROPOSE, session, sequence, payload)
 
+    def is_open(self, session: int) -> bool:
+        """Whether the session may propose."""
+        return self._session == session
+
     @property
     def outstanding_bytes(self) -> int:
         return self._outstanding_bytes

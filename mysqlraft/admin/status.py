@@ -53,6 +53,7 @@ def own_row(config: Config, node: Mapping[str, Any], replica: Mapping[str, Any])
         **_standing(config, node, own.id),
         "version": __version__,
         "server": replica.get("server"),
+        "names_ignore_case": replica.get("names_ignore_case"),
         "role": node["role"],
         "term": node["term"],
         "commit_index": node["commit_index"],
@@ -153,8 +154,13 @@ def _yaml(value: Any) -> str:
 
 def _difference(mine: Row, other: Row) -> str:
     """What must be the same at every site, and is not."""
-    found = [key for key in ("replicate", "policy") if mine[key] != other.get(key)]
-    return f"its configuration differs from this site's in {', '.join(found)}" if found else ""
+    keys = [key for key in ("replicate", "policy") if mine[key] != other.get(key)]
+    found = f"its configuration differs from this site's in {', '.join(keys)}" if keys else ""
+    cases = mine["names_ignore_case"], other.get("names_ignore_case")
+    if None not in cases and cases[0] is not cases[1]:
+        names = "its server and this site's differ in lower_case_table_names: a table may not be found by its name"
+        found = "; ".join(filter(None, (found, names)))
+    return found
 
 
 def own(status: Mapping[str, Any]) -> Row:

@@ -70,8 +70,8 @@ Slicer = Callable[[bytes, int, int, Callable[[int], None]], int]
 
 
 def seed_of(schema: str, table: str, parts: Sequence[KeyPart]) -> int:
-    """The seed of a key's hashes."""
-    words = [schema, table, *(part.column.lower() for part in parts)]
+    """The seed of a key's hashes: without case, which not all servers tell apart in names."""
+    words = [schema.lower(), table.lower(), *(part.column.lower() for part in parts)]
     return xxh3_64_intdigest("\0".join(words).encode("utf-8", "surrogateescape"))
 
 

@@ -32,12 +32,15 @@ class Statement:
 
     ``tables``: the same for telling whether two statements, or a statement and rows, meet: table None is anything in
     the schema, and a routine or trigger is "FUNCTION name".
+
+    ``source``: the table whose definition CREATE TABLE ... LIKE copies. It is one of ``tables``, but no object.
     """
 
     kind: StatementKind
     verb: str
     objects: tuple[tuple[str, str | None], ...] = ()
     tables: tuple[tuple[str, str | None], ...] = ()
+    source: tuple[str, str] | None = None
 
 
 _TOKEN = re.compile(
@@ -157,13 +160,22 @@ def classify(text: str, schema: str) -> Statement:
     reader.take("WAIT") or reader.take("NOWAIT")
     reader.take("IF", "NOT", "EXISTS") or reader.take("IF", "EXISTS")
     objects, tables = _objects(reader, verb, kind, schema)
+    source = _source(reader, schema) if (verb, kind) == ("CREATE", "TABLE") else None
+    if source is not None:
+        tables.append(source)
     # The names are in the client's character set, and a long list was not read to its end.
     if not all(name.isascii() for pair in tables for name in pair if name) or not (reader.whole or verb == "CREATE"):
         tables = [(name, None) for name, _ in objects]
-    return Statement(StatementKind.SCHEMA, f"{verb} {kind}", tuple(objects), tuple(tables))
+    return Statement(StatementKind.SCHEMA, f"{verb} {kind}", tuple(objects), tuple(tables), source)
 
 
 _Names = list[tuple[str, str | None]]
+
+
+def _source(reader: Reader, schema: str) -> tuple[str, str] | None:
+    """After the name of a new table: that of the one that it is to be like."""
+    reader.take("(")
+    return reader.name(schema) if reader.take("LIKE") else None
 
 
 def _objects(reader: Reader, verb: str, kind: str, schema: str) -> tuple[_Names, _Names]:
@@ -217,6 +229,12 @@ def _objects(reader: Reader, verb: str, kind: str, schema: str) -> tuple[_Names,
                 elif reader.take("EXCHANGE", "PARTITION"):
                     reader.at += 1
                     if reader.take("WITH", "TABLE"):
+                        add(reader.name(schema))
+                elif reader.take("CONVERT", "TABLE"):  # MariaDB: a table becomes a partition, or the other way round
+                    add(reader.name(schema))
+                elif reader.take("CONVERT", "PARTITION"):
+                    reader.at += 1
+                    if reader.take("TO", "TABLE"):
                         add(reader.name(schema))
                 else:
                     reader.at += 1

@@ -822,6 +822,8 @@ class TransactionStream:
             if what.kind is StatementKind.OTHER:
                 self._note(f"not replicated: {what.verb} (it changes no replicated schema or table)")
             return None
+        if what.source is not None and not self._may_replicate(*what.source):
+            raise _across(statement, what.source)
         tables = dict.fromkeys(what.tables)
         named_schemas = {schema for schema, _ in tables}
         # Schemas that only the server knows of: anything in them.
@@ -880,8 +882,11 @@ def _replicated_only(statement: str, what: Statement, objects: list[tuple[str, s
         exists = "IF EXISTS " if _IF_EXISTS.match(statement) else ""
         names = ", ".join(f"{_name(schema)}.{_name(table or '')}" for schema, table in objects)
         return f"{what.verb} {exists}{names}"
-    outside = next(pair for pair in what.objects if pair not in objects)
-    raise BinlogError(
+    raise _across(statement, next(pair for pair in what.objects if pair not in objects))
+
+
+def _across(statement: str, outside: tuple[str, str | None]) -> BinlogError:
+    return BinlogError(
         f"{statement[:200]}: it names {'.'.join(filter(None, outside))}, which is not replicated, beside tables that "
         "are. Change `replicate` so that it has both or none, alike at every site, and restart"
     )

@@ -14,7 +14,7 @@ from mysqlraft.cli.errors import EXIT_NO, EXIT_UNREACHABLE, CommandError
 from mysqlraft.config import Config
 from mysqlraft.mysql import account
 from mysqlraft.mysql.finding import literal
-from mysqlraft.mysql.preflight import explain, inspect
+from mysqlraft.mysql.preflight import any_case, explain, inspect
 from mysqlraft.mysql.preflight_grants import grant_statements
 from mysqlraft.replication.filters import TableFilter
 
@@ -57,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
     if args.grants:
         print("\n".join(create_account(settings, args.grants == "mariadb", args.host)))
         return 0
-    replicated = TableFilter(settings.replicate.include, settings.replicate.exclude)
     connection = server.connect(settings.server)
     try:
+        filters = settings.replicate
+        replicated = TableFilter(filters.include, filters.exclude, any_case=any_case(connection))
         inspection = inspect(connection, settings, replicated)
     except pymysql.err.MySQLError as error:
         raise CommandError(

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pymysql
@@ -49,16 +50,8 @@ def inspect(connection: pymysql.Connection[Any], config: Config, replicated: Rep
         pymysql.err.MySQLError: the server cannot be asked.
     """
 
-    def query(sql: str) -> Sequence[tuple[Any, ...]]:
-        with connection.cursor() as cursor:
-            cursor.execute(sql)
-            rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
-            return rows
-
-    version = str(query("SELECT VERSION()")[0][0])
-    mariadb = "mariadb" in version.lower()
-    # MariaDB puts "5.5.5-" before its version for old clients.
-    numbers = tuple(int(n) for n in re.findall(r"\d+", version.removeprefix("5.5.5-"))[:3])
+    query = partial(_query, connection)
+    version, mariadb, numbers = _version(query)
     flavour = "mariadb" if mariadb else "mysql"
     if numbers[:2] < (MIN_MARIADB if mariadb else MIN_MYSQL):
         wanted = ".".join(map(str, MIN_MARIADB if mariadb else MIN_MYSQL))
@@ -82,6 +75,42 @@ def inspect(connection: pymysql.Connection[Any], config: Config, replicated: Rep
     order = list(Severity)
     findings.sort(key=lambda finding: order.index(finding.severity))
     return Inspection(flavour, version, tuple(findings))
+
+
+def table_errors(query: Query, replicated: Replicated) -> tuple[Finding, ...]:
+    """What `inspect` finds wrong with the tables, as far as it keeps them from being replicated.
+
+    Raises:
+        pymysql.err.MySQLError: the server cannot be asked.
+    """
+    _, mariadb, numbers = _version(query)
+    variables = {str(row[0]): str(row[1]) for row in query("SHOW GLOBAL VARIABLES LIKE 'innodb_native_foreign_keys'")}
+    found = check_tables(query, replicated, variables, None if mariadb else numbers)
+    return tuple(finding for finding in found if finding.severity is Severity.ERROR)
+
+
+def any_case(connection: pymysql.Connection[Any]) -> bool:
+    """Whether names of schemas and tables that differ only in case are the same to the server.
+
+    Raises:
+        pymysql.err.MySQLError: the server cannot be asked.
+    """
+    return bool(_query(connection, "SELECT @@global.lower_case_table_names")[0][0])
+
+
+def _query(connection: pymysql.Connection[Any], sql: str) -> Sequence[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
+        return rows
+
+
+def _version(query: Query) -> tuple[str, bool, tuple[int, ...]]:
+    """(as the server says it, whether it is MariaDB, numbers)."""
+    version = str(query("SELECT VERSION()")[0][0])
+    # MariaDB puts "5.5.5-" before its version for old clients.
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version.removeprefix("5.5.5-"))[:3])
+    return version, "mariadb" in version.lower(), numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +176,20 @@ class _Server:
                 "the daemon's account may not create the triggers and functions that another site created",
             ),
             (
+                "default_storage_engine",
+                "InnoDB",
+                Severity.WARNING,
+                "a CREATE TABLE that names no engine makes tables that cannot be replicated" + later,
+            ),
+            (
+                # MySQL's and MariaDB's name for the same.
+                "innodb_force_primary_key" if self.mariadb else "sql_require_primary_key",
+                "ON",
+                Severity.INFO,
+                "a table without a primary key can be made, and keeps the site from replicating until it has one; the "
+                "server can refuse it from the start",
+            ),
+            (
                 "sync_binlog",
                 "1",
                 Severity.WARNING,
@@ -162,11 +205,22 @@ class _Server:
         ):
             value = variables.get(name)
             # The server says 1 or ON for the same thing, depending on the variable and its version.
-            if value is not None and value.upper() not in (allowed, {"OFF": "0", "ON": "1"}.get(allowed, allowed)):
+            if value is not None and value.upper() not in (
+                allowed.upper(),
+                {"OFF": "0", "ON": "1"}.get(allowed, allowed),
+            ):
                 yield self.wrong(name, allowed, why, severity)
         if variables["server_id"] == "0":
             why = "the server refuses a connection that reads the binlog; any number that no other server has will do"
             yield self.wrong("server_id", str(self.config.own.id), why)
+        if variables["lower_case_table_names"] != "0":
+            yield Finding(
+                "lower_case_table_names",
+                Severity.INFO,
+                f"lower_case_table_names is {variables['lower_case_table_names']}",
+                "names that differ only in case are the same table here; they must be so at every site: give each "
+                "server the same setting before it has data (`mysqlraft status` names a site that differs)",
+            )
         retention = int(variables.get("binlog_expire_logs_seconds", "0"))
         if 0 < retention < DAY:
             why = (

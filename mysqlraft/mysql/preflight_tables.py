@@ -7,7 +7,7 @@ from typing import Any
 
 from mysqlraft.mysql.finding import Finding, Severity, identifier
 
-Query = Callable[[str], Sequence[tuple[Any, ...]]]
+Query = Callable[[str], Sequence[Sequence[Any]]]
 Replicated = Callable[[str, str], bool]
 
 CASCADES_LOGGED = (9, 6)

@@ -115,10 +115,12 @@ class ColumnDefinition:
 
 @dataclass(frozen=True, slots=True)
 class TableDefinition:
-    """A table as it is at this server. ``primary_key``: column names in the order of the key."""
+    """A table as it is at this server. ``primary_key``: column names in the order of the key; ``engine``: None for a
+    view."""
 
     schema: str
     table: str
+    engine: str | None
     columns: tuple[ColumnDefinition, ...]
     primary_key: tuple[str, ...]
 
@@ -157,7 +159,8 @@ def describe(query: Query, schema: str, table: str) -> TableDefinition | None:
             " ORDER BY seq_in_index"
         )
     )
-    return TableDefinition(schema, table, columns, primary)
+    engines = query(f"SELECT engine FROM information_schema.tables WHERE {where}")
+    return TableDefinition(schema, table, engines[0][0] if engines else None, columns, primary)
 
 
 def collation_numbers(query: Query) -> dict[str, int]:

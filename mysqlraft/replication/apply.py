@@ -45,6 +45,7 @@ from mysqlraft.replication.careful_lane import CarefulLane
 from mysqlraft.replication.certify import Verdict
 from mysqlraft.replication.conflicts import ConflictWriter
 from mysqlraft.replication.entry import Payload, PayloadError, PayloadKind, kind_of
+from mysqlraft.replication.filters import TableFilter
 from mysqlraft.replication.policy import Policy, last_write_wins
 from mysqlraft.replication.recent import RecentEntries
 from mysqlraft.replication.state import LogEntry, ReplicationState, StateError, Step, StepKind
@@ -141,6 +142,7 @@ class Applier:
         dump_server_id: int,
         policy: Policy = last_write_wins,
         skip: Iterable[int] = (),
+        replicated: TableFilter | None = None,
         batch_rows: int = BATCH_ROWS,
         batch_bytes: int = BATCH_BYTES,
         on_ready: OnReady | None = None,
@@ -148,7 +150,7 @@ class Applier:
     ) -> None:
         """``connect``: keyword arguments of ``pymysql.connect``. ``dump_server_id``: a server id that no replica of
         the server has, for a look into the binlog after a crash. ``skip``: log indices of statements that are neither
-        judged nor run, because what they do was done by hand.
+        judged nor run, because what they do was done by hand. ``replicated``: which tables are; all, if not given.
 
         ``on_ready(state)`` is called once, when the state has been read and rebuilt; then ``on_step(entry, step,
         state)`` once for every entry in index order, before it is applied. Both in `run`'s thread.
@@ -163,6 +165,7 @@ class Applier:
         self._log = log
         self._policy = policy
         self._skip = frozenset(skip)
+        self._replicated = replicated or TableFilter()
         self._batch_rows, self._batch_bytes = batch_rows, batch_bytes
         self._on_ready, self._on_step = on_ready, on_step
         self._stop = threading.Event()
@@ -442,6 +445,9 @@ class Applier:
         while True:
             try:
                 session = self._connected()
+                if not ddl.concerns(session, statement, self._replicated):
+                    log.info("nothing to do here for %s", where)
+                    return
                 if intent is None:
                     intent = ddl.read_intent(session)
                     if intent is not None and intent.log_index != step.index:

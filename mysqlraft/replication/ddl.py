@@ -23,6 +23,7 @@ from mysqlraft.mysql.connection import Session, StatementError, version_numbers
 from mysqlraft.mysql.finding import identifier
 from mysqlraft.mysql.schema import SCHEMA, quoted
 from mysqlraft.replication.entry import Ddl
+from mysqlraft.replication.filters import TableFilter
 
 OpenDump = Callable[[], DumpConnection]
 """Opens a dump connection with a server id that no other replica of this server has."""
@@ -69,6 +70,25 @@ def changes_rows(ddl: Ddl) -> bool:
 def commutes(ddl: Ddl) -> bool:
     """Whether it may stand before or after rows of its tables alike."""
     return statement_commutes(ddl.statement, ddl.schema)
+
+
+def concerns(session: Session, ddl: Ddl, replicated: TableFilter) -> bool:
+    """Whether the statement is about anything that is replicated here.
+
+    Only a server that has the trigger can tell the table of a DROP TRIGGER, and its origin does not have it any more.
+    If the trigger was on a table that the filter leaves out, it was never made here, or is another one.
+    """
+    what = classify(ddl.statement, ddl.schema)
+    if what.verb != "DROP TRIGGER" or replicated.all_of(what.objects[0][0]):
+        return True
+    schema, trigger = what.tables[0]
+    if trigger is None:  # its name is not plain
+        return True
+    rows = session.query(
+        f"SELECT event_object_table FROM information_schema.triggers WHERE trigger_schema = {quoted(schema)}"
+        f" AND trigger_name = {quoted(trigger.removeprefix('TRIGGER '))}"
+    )
+    return bool(rows) and replicated(schema, str(rows[0][0]))
 
 
 def run(session: Session, ddl: Ddl) -> None:

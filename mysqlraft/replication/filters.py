@@ -15,10 +15,16 @@ from mysqlraft.binlog.stream import NEVER
 class TableFilter:
     """A compiled set of patterns; remembers its answers. A pure function of names."""
 
-    def __init__(self, include: Iterable[str] = ("*.*",), exclude: Iterable[str] = ()) -> None:
-        """Raises ValueError for a pattern that is not ``schema.table``."""
-        self._include = [_compile(pattern) for pattern in include]
-        self._exclude = [_compile(pattern) for pattern in exclude]
+    def __init__(
+        self, include: Iterable[str] = ("*.*",), exclude: Iterable[str] = (), *, any_case: bool = False
+    ) -> None:
+        """``any_case``: of a server that does not tell names apart by case; then patterns do not, either.
+
+        Raises ValueError for a pattern that is not ``schema.table``.
+        """
+        self._any_case = any_case
+        self._include = [_compile(pattern, any_case) for pattern in include]
+        self._exclude = [_compile(pattern, any_case) for pattern in exclude]
         self._excluded_schemas = [schema for schema, table in self._exclude if table.pattern == _ANY]
         self._known: dict[tuple[str, str | None], bool] = {}
 
@@ -36,7 +42,7 @@ class TableFilter:
         )
 
     def _decide(self, schema: str, table: str | None) -> bool:
-        if schema in NEVER:
+        if (schema.lower() if self._any_case else schema) in NEVER:
             return False
         if table is None:
             return any(s.fullmatch(schema) for s, _ in self._include) and not any(
@@ -49,16 +55,17 @@ _ANY = ".*"
 _Pattern = tuple[re.Pattern[str], re.Pattern[str]]
 
 
-def _compile(pattern: str) -> _Pattern:
+def _compile(pattern: str, any_case: bool) -> _Pattern:
     schema, dot, table = pattern.partition(".")
     if not (schema and dot and table):
         raise ValueError(f"{pattern!r} is not a pattern of the form schema.table")
-    return _wildcard(schema), _wildcard(table)
+    return _wildcard(schema, any_case), _wildcard(table, any_case)
 
 
-def _wildcard(text: str) -> re.Pattern[str]:
+def _wildcard(text: str, any_case: bool) -> re.Pattern[str]:
     parts = {"*": _ANY, "?": "."}
-    return re.compile("".join(parts.get(char) or re.escape(char) for char in text), re.DOTALL)
+    flags = re.DOTALL | re.IGNORECASE if any_case else re.DOTALL
+    return re.compile("".join(parts.get(char) or re.escape(char) for char in text), flags)
 
 
 def _matches(patterns: list[_Pattern], schema: str, table: str) -> bool:

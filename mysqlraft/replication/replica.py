@@ -31,8 +31,10 @@ import threading
 import time
 import zlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,18 @@ from mysqlraft import config, logs
 from mysqlraft.admin.status import State
 from mysqlraft.binlog.dump import file_identity
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost
+from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.config import Config, ConfigError
 from mysqlraft.ipc import EXIT_STOPPED, Link, LogReader, SessionOver
 from mysqlraft.mysql import account
-from mysqlraft.mysql.preflight import Inspection, inspect
+from mysqlraft.mysql.finding import Finding
+from mysqlraft.mysql.preflight import any_case, inspect
 from mysqlraft.replication.apply import Applier, ApplyState
 from mysqlraft.replication.capture import Capture, CaptureState, position_now
 from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, kind_of
 from mysqlraft.replication.filters import TableFilter
 from mysqlraft.replication.state import LogEntry, ReplicationState, Step, StepKind
+from mysqlraft.replication.table_guard import TableGuard
 
 logger = logging.getLogger("mysqlraft.replication.replica")
 
@@ -62,6 +67,8 @@ REPORT_SECONDS = 0.5
 START_REPORT_SECONDS = 0.1
 """While it starts, somebody waits for it."""
 PREFLIGHT_SECONDS = 10.0
+GUARD_SECONDS = 1.0
+"""How often tables that keep capture from going on are looked at again."""
 STOP_SECONDS = 5.0
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -99,8 +106,11 @@ class Replica:
         self._committed = committed
         self._site = settings.own.id
         self._replicated = TableFilter(settings.replicate.include, settings.replicate.exclude)
+        self._guard: TableGuard | None = None
+        self._waits: tuple[State, str] | None = None
         self._flavour = Flavour.MYSQL
         self._server = ""
+        self._any_case: bool | None = None
         self._state, self._reason = State.STARTING, "connecting to the server"
         self._applier: Applier | None = None
         self._capture: Capture | None = None
@@ -126,6 +136,7 @@ class Replica:
             arguments = self._preflight()
         except Stopped:
             return 0
+        self._guard = TableGuard(ServerKeySource(partial(account.connect, self._config.server)), self._replicated)
         applier = self._applier = Applier(
             site=self._site,
             connect=arguments,
@@ -134,6 +145,7 @@ class Replica:
             batch_rows=self._config.apply.batch_rows,
             batch_bytes=self._config.apply.batch_bytes,
             skip=self._config.apply.skip,
+            replicated=self._replicated,
             on_ready=self._on_ready,
             on_step=self._on_step,
         )
@@ -174,6 +186,10 @@ class Replica:
                 arguments = account.arguments(self._config.server)
                 connection = pymysql.connect(**arguments)
                 try:
+                    self._any_case = any_case(connection)
+                    self._replicated = TableFilter(
+                        self._config.replicate.include, self._config.replicate.exclude, any_case=self._any_case
+                    )
                     inspection = inspect(connection, self._config, self._replicated)
                 finally:
                     connection.close()
@@ -186,11 +202,11 @@ class Replica:
             attempt = 0
             self._server = f"{inspection.flavour} {inspection.version}"
             self._flavour = Flavour.MARIADB if inspection.flavour == "mariadb" else Flavour.MYSQL
-            if not inspection.errors:
+            if not (errors := inspection.errors):
                 for finding in inspection.findings:
                     logger.info("preflight %s: %s", finding.severity.value, finding.what)
                 return arguments
-            self._tell(State.STOPPED, _unfit(inspection))
+            self._tell(State.STOPPED, _reason(errors))
             self._pause(PREFLIGHT_SECONDS)
 
     def _tell(self, state: State, reason: str) -> None:
@@ -260,6 +276,8 @@ class Replica:
     def _on_step(self, entry: LogEntry, step: Step, state: ReplicationState) -> None:
         """Apply has looked at an entry; it may look at one again after an error."""
         self._checks = state.checks
+        if step.kind is StepKind.DDL and entry.origin != self._site and self._guard is not None:
+            self._guard.statement_ahead(entry.index)
         payload = step.payload
         if step.accepted and payload is not None and step.units:
             self._under_way.append((entry.index, step.units[0][0].committed_at))
@@ -339,10 +357,30 @@ class Replica:
             self._fail(f"capture failed: {type(error).__name__}: {error}", EXIT_FAILED)
 
     def propose(self, session: int, sequence: int, payload: bytes) -> None:
-        """What capture proposes goes to the log; apply learns that a table may have changed."""
-        if kind_of(payload) is PayloadKind.DDL and self._applier is not None:
+        """What capture proposes goes to the log, as long as every table can be replicated; apply learns that one may
+        have changed."""
+        assert self._applier is not None
+        if kind_of(payload) is PayloadKind.DDL:
             self._applier.forget_tables()
+        while found := self._look(payload):
+            if found != self._waits:
+                logger.error("capture waits reason=%r", found[1])
+                self._waits = found
+                self._wake.set()
+            if self._link.stopping.wait(GUARD_SECONDS) or not self._link.is_open(session):
+                raise SessionOver(f"session {session} is over")
+        self._waits = None
         self._link.propose(session, sequence, payload)
+
+    def _look(self, payload: bytes) -> tuple[State, str] | None:
+        """Why the payload may not be proposed, or not yet; None if it may."""
+        assert self._guard is not None
+        assert self._applier is not None
+        try:
+            errors = self._guard.errors(payload, self._applier.status.index)
+        except (pymysql.err.MySQLError, OSError, ConfigError) as error:
+            return State.RETRYING, f"the server at {account.where(self._config.server)}: {_text(error)}"
+        return (State.STOPPED, _reason(errors)) if errors else None
 
     # Status
 
@@ -362,6 +400,8 @@ class Replica:
             return State.RETRYING, f"apply: {status.reason}"
         if status.state is not ApplyState.RUNNING or not self._accepted or self._capture is None:
             return State.STARTING, self._reason if self._session else f"reading the log: {status.reason}".rstrip(": ")
+        if (waits := self._waits) is not None:
+            return waits
         capture = self._capture.status()
         if capture["last_error"]:
             return State.RETRYING, f"capture: {capture['last_error']}"
@@ -371,6 +411,7 @@ class Replica:
 
     def _status(self) -> dict[str, Any]:
         found: dict[str, Any] = {"state": self._state.value, "reason": self._reason, "server": self._server or None}
+        found["names_ignore_case"] = self._any_case
         if self._applier is None or not self._session:
             return found
         status = self._applier.status
@@ -411,9 +452,9 @@ class Replica:
         return round(max(0.0, time.time() - under_way[0][1] / 1e6), 3)
 
 
-def _unfit(inspection: Inspection) -> str:
-    first = inspection.errors[0].what
-    more = f" and {len(inspection.errors) - 1} more" if len(inspection.errors) > 1 else ""
+def _reason(errors: Sequence[Finding]) -> str:
+    first = errors[0].what
+    more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
     return f"the server is not fit to be replicated: {first}{more}; `mysqlraft check` prints the SQL that mends it"
 
 

@@ -96,6 +96,12 @@ class LocalTables:
                 f"{rows.schema}.{rows.table} does not exist at this site, but another site's rows are to go into it: "
                 "create it here as it is there"
             )
+        if definition.engine != "InnoDB":
+            found = f"a {definition.engine} table" if definition.engine else "a view"
+            raise TableMismatch(
+                f"{rows.schema}.{rows.table} is {found} at this site, whose rows cannot be written together with the "
+                f"place in the log. SET SESSION sql_log_bin = 0; ALTER TABLE {definition.name} ENGINE = InnoDB"
+            )
         compare(rows, definition)
         return LocalTable(rows, definition, tuple(keys_of(rows, self.source)))
 

@@ -122,6 +122,19 @@ def test_a_site_with_another_configuration_is_named(more: str) -> None:
     assert oslo["reason"] == "its configuration differs from this site's in replicate"
 
 
+@pytest.mark.parametrize("case", [False, True])
+def test_names_that_do_not_compare_alike(case: bool) -> None:
+    def heard(site: int) -> tuple[Row, float]:
+        name = "oslo" if site == 2 else "lima"
+        known = {"names_ignore_case": False if site == 2 else None}
+        return own_row(settings(name), node(), {"state": "running", "reason": "", "applied": 1190, **known}), 0.1
+
+    replica = {"state": "running", "reason": "", "applied": 1190, "names_ignore_case": case}
+    _, oslo, lima = cluster_status(settings(), node(), replica, heard)["sites"]
+    assert ("differ in lower_case_table_names" in oslo["reason"]) == case
+    assert lima["reason"] == "", "not known yet"
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

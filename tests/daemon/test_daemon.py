@@ -179,7 +179,7 @@ def test_killed_processes(make: Callable[[int], Cluster]) -> None:
     here, there = cluster[1], cluster[2]
     sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY, site INT)")
     sql(here, "CREATE TABLE shop.log (n INT AUTO_INCREMENT PRIMARY KEY, a INT, site INT)")
-    until(lambda: sql(there, "SHOW TABLES FROM mysqlraft") and _has(there, "shop", "log"), "the tables")
+    until(lambda: sql(there, "SHOW TABLES FROM mysqlraft") and has_table(there, "shop", "log"), "the tables")
     written = 0
     for number in range(8):
         for one in cluster:
@@ -205,7 +205,7 @@ def test_killed_processes(make: Callable[[int], Cluster]) -> None:
     print(f"{written} transactions, 8 kills")
 
 
-def _has(site: ClusterSite, schema: str, table: str) -> bool:
+def has_table(site: ClusterSite, schema: str, table: str) -> bool:
     found = sql(
         site,
         f"SELECT 1 FROM information_schema.tables WHERE table_schema = '{schema}' AND table_name = '{table}'",
@@ -245,6 +245,62 @@ def test_an_unfit_server_is_named_and_waited_for(site: ClusterSite, monkeypatch:
     assert reason.startswith("the server is not fit to be replicated: shop.t has no primary key; `mysqlraft check`")
     sql(site, "ALTER TABLE shop.t ADD PRIMARY KEY (a)")
     state(site, "running")
+
+
+UNFIT = [
+    # what is made while the daemon runs, what is told of it, what mends it
+    (["TABLE shop.t (a INT)"], "shop.t has no primary key", "ADD PRIMARY KEY (a)"),
+    (["TABLE shop.t (a INT PRIMARY KEY) ENGINE = MyISAM"], "shop.t is a MyISAM table", "ENGINE = InnoDB"),
+    (
+        [
+            "TABLE shop.p (a INT PRIMARY KEY)",
+            "TABLE shop.t (a INT PRIMARY KEY, CONSTRAINT c FOREIGN KEY (a) REFERENCES shop.p (a) ON DELETE CASCADE)",
+        ],
+        "shop.t has the foreign key c with ON DELETE CASCADE",
+        "DROP FOREIGN KEY c",
+    ),
+]
+
+
+def test_a_table_that_comes_later_and_does_not_do(site: ClusterSite) -> None:
+    """What preflight would refuse is refused when somebody makes it: nothing of it is in the log until it is mended."""
+    site.daemon.start()
+    state(site, "running")
+    replica = site.daemon.replica_pid
+    for made, told, mended in UNFIT:
+        logged = "CASCADE" in told and site.server.engine == "mysql"  # as MySQL 9.6 and later do
+        sql(site, "CREATE DATABASE shop", *(f"CREATE {one}" for one in made))
+        if not logged:
+            reason = state(site, "stopped")["reason"]
+            assert reason.startswith(f"the server is not fit to be replicated: {told}")
+            sql(site, f"ALTER TABLE shop.t {mended}")
+        state(site, "running")
+        sql(site, "CREATE TABLE shop.u (a INT PRIMARY KEY)", "INSERT INTO shop.u VALUES (1)")
+        until(lambda: row(site)["units"]["captured"] and row(site)["pending"] == 0, "the unit comes back")
+        sql(site, "DROP DATABASE shop")
+    assert site.daemon.replica_pid == replica
+
+
+def test_another_sites_table_that_does_not_do_here(make: Callable[[int], Cluster]) -> None:
+    cluster = make(2)
+    cluster.start_daemons()
+    here, there = cluster[1], cluster[2]
+    for one in cluster:
+        state(one, "running")
+    sql(there, "SET GLOBAL default_storage_engine = 'MyISAM'")
+    sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)")
+    until(lambda: has_table(there, "shop", "t"), "the table")
+    # A session of apply from before has the old setting, so say what it would have made.
+    sql(there, "SET SESSION sql_log_bin = 0", "ALTER TABLE shop.t ENGINE = MyISAM")
+    sql(there, "CREATE DATABASE local", "CREATE TABLE local.t (a INT PRIMARY KEY) ENGINE = InnoDB")
+    assert "shop.t is a MyISAM table" in state(there, "stopped")["reason"]
+    sql(here, "INSERT INTO shop.t VALUES (1)")
+    until(lambda: "rows cannot be written together with the place in the log" in row(there)["reason"], "apply stops")
+    sql(there, "SET SESSION sql_log_bin = 0", "ALTER TABLE shop.t ENGINE = InnoDB")
+    assert there.daemon.pid is not None
+    os.kill(there.daemon.pid, signal.SIGHUP)
+    until(lambda: has_table(here, "local", "t"), "what was held comes")
+    until(lambda: sql(there, "SELECT * FROM shop.t") == ((1,),), "and the row goes")
 
 
 def test_a_lost_binlog_stops_the_site_and_says_so(site: ClusterSite) -> None:

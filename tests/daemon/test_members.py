@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mysqlraft.sandbox.cluster import Cluster, ClusterSite
-from tests.daemon.test_daemon import ask, make, row, sql, state, until
+from tests.daemon.test_daemon import ask, has_table, make, row, sql, state, until
 
 __all__ = ["make"]  # a fixture
 
@@ -84,6 +84,7 @@ def test_a_site_joins_and_is_removed(make: Callable[[int], Cluster]) -> None:
     address = f"127.0.0.1:{third.listen.port}"
     tell(second, "members", "add", "3", third.name, address)
     state(third, "running")
+    until(lambda: has_table(third, "shop", "t"), "the table")
     sql(third, "INSERT INTO shop.t VALUES (3)")
     until(lambda: len(sql(first, "SELECT a FROM shop.t")) == 2, "what the new site wrote")
     until(lambda: command(second, "members", "promote", third.name).returncode == 0, "promoted")
@@ -135,7 +136,7 @@ def test_a_witness(make: Callable[[int], Cluster]) -> None:
     assert command(witness, "conflicts").returncode == 2
 
     sql(first, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)")
-    settled(first, second)
+    until(lambda: has_table(second, "shop", "t"), "the table")
     leader = next(one for one in (first, second) if row(one)["role"] == "leader")
     other = second if leader is first else first
     captured = row(other)["units"]["captured"]

@@ -16,6 +16,7 @@ from mysqlraft.raft.configuration import Configuration, Server
 from mysqlraft.replication.apply import Applier, ApplyState
 from mysqlraft.replication.capture import Capture, CaptureState, position_now
 from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, decode, kind_of
+from mysqlraft.replication.filters import TableFilter
 from mysqlraft.replication.state import LogEntry, ReplicationState, Step
 from mysqlraft.sandbox import servers as sandbox
 
@@ -124,7 +125,7 @@ class SiteUnderTest:
         self.number, self.server, self.log = number, server, log
         self.link = SiteLink(log, number)
         self._options = options
-        self._capture_options = capture or {}
+        self._capture_options: dict[str, Any] = {"replicated": TableFilter(), "mark_seconds": 0.2} | (capture or {})
         self._applier: Applier | None = None
         self._capture: Capture | None = None
         self._threads: list[threading.Thread] = []
@@ -198,8 +199,6 @@ class SiteUnderTest:
             CaptureState(origin.resume, origin.done, origin.base),
             session=self._session,
             server_id=800 + self.number,
-            replicated=lambda schema, table: schema not in ("mysql", "sys", "mysqlraft"),
-            mark_seconds=0.2,
             **self._capture_options,
         )
         self._run(self._capture.run)

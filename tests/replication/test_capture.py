@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.events import APPLY_THREAD_ID
 from mysqlraft.binlog.tablemap import names
+from mysqlraft.mysql.preflight import any_case
 from mysqlraft.replication.capture import CaptureState, position_now
 from mysqlraft.replication.entry import PayloadKind
 from mysqlraft.replication.filters import TableFilter
@@ -302,15 +304,15 @@ def test_filters(server: Server) -> None:
 def test_a_statement_across_the_filter(server: Server) -> None:
     """What is not replicated stays out of a list; where it cannot, capture stops."""
     replicated = TableFilter(["app.*"], ["app.tmp_*"])
-    crossing = ("RENAME TABLE app.b TO private.b", "DROP DATABASE app")
-    run(server, "CREATE DATABASE app", "CREATE DATABASE private")
+    crossing = ("RENAME TABLE app.b TO private.b", "CREATE TABLE app.c LIKE private.model", "DROP DATABASE app")
+    run(server, "CREATE DATABASE app", "CREATE DATABASE private", "CREATE TABLE private.model (id INT PRIMARY KEY)")
     for statement in crossing:
         for name in ("app.a", "app.`b``c`", "app.b", "app.tmp_x", "private.u"):
             run(server, f"CREATE TABLE {name} (id INT PRIMARY KEY)")
         with capturing(server, replicated=replicated) as rig:
             run(server, "DROP TABLE private.u, app.a, app.tmp_x", "DROP TABLE IF EXISTS app.tmp_x, `app`.`b``c`, no.no")
             rig.wait(lambda: len(rig.payloads) == 2)
-            run(server, "CREATE TABLE app.tmp_y (id INT PRIMARY KEY)", "DROP TRIGGER IF EXISTS private.none")
+            run(server, "CREATE TABLE app.tmp_y LIKE app.b", "DROP TRIGGER IF EXISTS private.none")
             run(
                 server,
                 "CREATE TRIGGER app.r BEFORE INSERT ON app.tmp_y FOR EACH ROW SET @x = 1",
@@ -322,7 +324,31 @@ def test_a_statement_across_the_filter(server: Server) -> None:
             assert isinstance(rig.error, BinlogError)
             assert "Change `replicate`" in str(rig.error)
             assert len(rig.payloads) == 2
-        run(server, "DROP TABLE IF EXISTS private.b")
+        run(server, "DROP TABLE IF EXISTS private.b, app.b, app.c")
+
+
+def test_a_server_that_does_not_tell_names_apart_by_case(server_factory: ServerFactory) -> None:
+    """Statements are in the binlog as they were written, tables in lower case; patterns as somebody meant them."""
+    server = server_factory(options={"lower_case_table_names": "1"})
+    with closing(server.connect()) as connection:
+        assert any_case(connection)
+    replicated = TableFilter(["Shop.*"], ["*.Private"], any_case=True)
+    assert not replicated("MySQL", "user")
+    with capturing(server, replicated=replicated) as rig:
+        run(
+            server,
+            *("CREATE DATABASE SHOP", "CREATE TABLE Shop.T (id INT PRIMARY KEY)", "INSERT INTO sHoP.t VALUES (1)"),
+            *("CREATE TABLE shop.PRIVATE (id INT PRIMARY KEY)", "INSERT INTO Shop.Private VALUES (1)"),
+            *("CREATE DATABASE Other", "RENAME TABLE SHOP.t TO shop.U", "INSERT INTO shop.u VALUES (2)"),
+        )
+        rig.wait(lambda: rig.capture.status()["transactions"] == 2)
+        assert rig.log() == [
+            "CREATE DATABASE SHOP",
+            "CREATE TABLE Shop.T (id INT PRIMARY KEY)",
+            [("shop.t", "WRITE", None, 1)],
+            "RENAME TABLE SHOP.t TO shop.U",
+            [("shop.u", "WRITE", None, 2)],
+        ]
 
 
 def test_a_function_that_changes_rows(server: Server) -> None:

@@ -11,6 +11,7 @@ from mysqlraft.mysql.connection import StatementError
 from mysqlraft.replication import ddl
 from mysqlraft.replication.apply_session import open_session, setup
 from mysqlraft.replication.entry import Ddl, PayloadKind, decode
+from mysqlraft.replication.filters import TableFilter
 from tests.harness.pool import LendServers
 from tests.replication.harness import SharedLog, SiteUnderTest, settle, wait_for
 from tests.replication.recorder import connection
@@ -142,6 +143,56 @@ def test_statements_of_two_sites_at_once_stop_every_site(servers: LendServers) -
         (reason,) = reasons
         assert "another site changed s.t at the same time" in reason
         assert len({site.applier.status.index for site in sites}) == 1
+
+
+def test_triggers_of_tables_that_are_not_replicated(servers: LendServers) -> None:
+    """Made nowhere else, so dropped nowhere else, though the statement does not say on which table they are."""
+    replicated = TableFilter(["s.*", "settle.*"], ["s.private"])
+    with cluster(servers(2), TABLE, replicated=replicated, capture={"replicated": replicated}) as sites:
+        one, two = sites
+        trigger = "CREATE TRIGGER s.{} BEFORE INSERT ON s.{} FOR EACH ROW SET NEW.id = NEW.id"
+        for site in sites:
+            site.execute("CREATE TABLE s.private (id INT PRIMARY KEY)")
+        two.execute(trigger.format("theirs", "private"))
+        settle(sites)
+        assert one.execute("SHOW TRIGGERS FROM s") == []
+        one.execute(trigger.format("theirs", "private"), trigger.format("mine", "private"), trigger.format("ours", "t"))
+        settle(sites)
+        assert {row[0] for row in two.execute("SHOW TRIGGERS FROM s")} == {"theirs", "ours"}
+        one.execute("DROP TRIGGER s.theirs", "DROP TRIGGER s.mine", "DROP TRIGGER s.ours")
+        settle(sites)
+        assert [row[0] for row in two.execute("SHOW TRIGGERS FROM s")] == ["theirs"]
+
+
+def test_copies_of_a_definition_that_another_site_changes(servers: LendServers) -> None:
+    with cluster(servers(2)) as sites:
+        for site in sites:
+            site.link.held = True
+        sites[0].execute("ALTER TABLE s.t ADD COLUMN one INT")
+        sites[1].execute("CREATE TABLE s.copy LIKE s.t")
+        wait_for(lambda: all(site.link.kept for site in sites), 30, sites)
+        for site in sites:
+            site.link.release()
+        (reason,) = {site.wait_stopped() for site in sites}
+        assert "another site changed s.copy, s.t at the same time" in reason
+
+
+def test_a_table_that_was_altered_here_and_nobody_knows_yet(servers: LendServers) -> None:
+    """Apply knows the table's definition of before; what it makes of rows that fit that one is not taken for right."""
+    with cluster(servers(3), "CREATE TABLE s.t (id INT PRIMARY KEY, a INT, b INT)") as sites:
+        one, two, _ = sites
+        one.execute("INSERT INTO s.t VALUES (1, 10, 100)")
+        settle(sites)
+        two.link.held = True
+        two.execute("ALTER TABLE s.t ADD COLUMN w INT AFTER id, MODIFY b INT UNSIGNED")
+        one.execute("INSERT INTO s.t VALUES (2, 20, 200)")
+        one.wait_applied()
+        two.wait_applied()
+        print(f"{two.server.engine}: (2, a 20, b 200) is {two.execute('SELECT * FROM s.t WHERE id = 2')} meanwhile")
+        two.link.release()
+        (reason,) = {site.wait_stopped() for site in sites}
+        assert "another site wrote rows of s.t while the statement ran at site 2" in reason
+        assert "make definition and rows of s.t equal" in reason
 
 
 def test_truncate_while_others_write(servers: LendServers) -> None:
