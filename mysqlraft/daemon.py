@@ -32,11 +32,12 @@ from mysqlraft.raft.configuration import Configuration, ConfigurationError, Serv
 from mysqlraft.raft.core import Limits
 from mysqlraft.raft.leveldb_store import LevelDBStore
 from mysqlraft.raft.node import Membership, Node
-from mysqlraft.raft.operations import Operations
+from mysqlraft.raft.operations import NotDone, Operations, Outcome
 from mysqlraft.raft.store import StoreError, WrongDirectory
 from mysqlraft.raft.tls import Tls, TlsError
 from mysqlraft.raft.tls import load as load_tls
 from mysqlraft.retention import compactable
+from mysqlraft.skips import Skips
 from mysqlraft.supervisor import Supervisor
 from mysqlraft.witness import Witness
 
@@ -113,6 +114,14 @@ def found(settings: Config, store: LevelDBStore) -> bool:
         raise StartError(f"data_dir: {error}", EXIT_STORAGE) from None
 
 
+def read_skips(settings: Config) -> Skips:
+    """Which statements are not to be run at this site. Raises StartError."""
+    try:
+        return Skips(settings.data_dir)
+    except (OSError, ValueError) as error:
+        raise StartError(f"data_dir: {error}", EXIT_CONFIGURATION) from None
+
+
 def link_tls(settings: Config) -> Tls | None:
     """What the links to the other sites are encrypted with. Raises ConfigError."""
     files = settings.tls
@@ -152,6 +161,7 @@ class Daemon:
         self._node: Node
         self._supervisor: Supervisor | Witness
         self._access: Access
+        self._skips: Skips
         self._watch = Watch(settings.own.id)
         self._diverged = ""
         self._chains: dict[int, int] = {}
@@ -210,7 +220,8 @@ class Daemon:
             tls=tls,
             names={site.id: site.name for site in settings.cluster.sites},
         )
-        self._supervisor = Witness() if settings.own.witness else Supervisor(settings, node)
+        self._skips = read_skips(settings)
+        self._supervisor = Witness() if settings.own.witness else Supervisor(settings, node, self._skips)
         admin = admin_server(self._status, lambda: self._broken, actions(Operations(node).perform, self), access.admits)
         try:
             await node.start()
@@ -268,7 +279,24 @@ class Daemon:
             return None
         return (row, told[1]) if isinstance(row, dict) else None
 
-    # What a barrier needs (`admin.actions.Reads`).
+    # What actions need of this site (`admin.actions.Site`).
+
+    async def skip(self, index: int, by: str) -> str:
+        status = self._supervisor.status
+        reason = self._hold_reason() or status["reason"]
+        stopped_at = None if self._hold_reason() or status["state"] != State.STOPPED else status.get("stopped_at")
+        if stopped_at is None:
+            state = f"{status['state']}: {reason}" if reason else status["state"]
+            raise NotDone(Outcome.REFUSED, f"this site has not stopped at a statement (it is {state})")
+        if stopped_at != index:
+            raise NotDone(Outcome.REFUSED, f"it is at index {stopped_at} that this site has stopped, not at {index}")
+        try:
+            self._skips.add(index, reason, by)
+        except OSError as error:
+            raise NotDone(Outcome.UNKNOWN, f"the decision cannot be kept in data_dir: {_reason(error)}") from None
+        logger.warning("statement skipped index=%d by=%r reason=%r", index, by, reason)
+        await self._supervisor.reload(self._config)
+        return str(reason)
 
     async def read_index(self) -> int:
         return await self._node.read_index()

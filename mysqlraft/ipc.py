@@ -3,7 +3,7 @@
 Each is a stream of msgpack arrays: a `Say` and its fields.
 
     control: consensus -> replica                 replica -> consensus
-    START    path, text, last session             PROPOSE  session, sequence, payload
+    START    path, text, last session, skipped    PROPOSE  session, sequence, payload
     HELD     session, sequence                    STATUS   {...}
     STOP
 
@@ -152,15 +152,16 @@ class Link:
         self.window_bytes = 16 << 20
         self.stopping = threading.Event()
 
-    def read_start(self) -> tuple[str, str, int]:
-        """(path, text) of the configuration, and the last session that an earlier replica process of this daemon
-        proposed in; call it once, before `start`. Raises EOFError when consensus is gone already."""
+    def read_start(self) -> tuple[str, str, int, list[int]]:
+        """(path, text) of the configuration, the last session that an earlier replica process of this daemon proposed
+        in, and the log indices of statements that are skipped; call it once, before `start`. Raises EOFError when
+        consensus is gone already."""
         message = next(self._messages, None)
         if message is None:
             raise EOFError
         if message[0] != Say.START:
             raise LinkError(f"expected START, not message {message[0]}")
-        return message[1], message[2], message[3]
+        return message[1], message[2], message[3], message[4]
 
     def start(self, on_stop: Callable[[], None] = lambda: None) -> None:
         """Reads on in a thread of its own; ``on_stop`` is called in it when `stopping` is set."""

@@ -24,6 +24,7 @@ from mysqlraft.ipc import EXIT_STOPPED, Channel, Say
 from mysqlraft.raft.entry import Entry, EntryKind
 from mysqlraft.raft.node import Node
 from mysqlraft.raft.store import StoreError
+from mysqlraft.skips import Skips
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ more than it is worth."""
 class Supervisor:
     """Keeps a replica process running."""
 
-    def __init__(self, config: Config, node: Node) -> None:
+    def __init__(self, config: Config, node: Node, skips: Skips) -> None:
         self.config = config
         self._node = node
+        self._skips = skips
         self._process: asyncio.subprocess.Process | None = None
         self._feed: _Feed | None = None
         self._report: dict[str, Any] = {}
@@ -69,6 +71,7 @@ class Supervisor:
             "state": self._report["state"] if reported else self._state.value,
             "reason": self._report["reason"] if reported else self._reason,
             "restarts": self._restarts,
+            "skipped": self._skips.indices,
             "pid": self._process.pid if self._process is not None else None,
         }
 
@@ -165,7 +168,8 @@ class Supervisor:
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: feed.channel, sock=control)
             await loop.create_connection(lambda: feed.log.channel, sock=log)
-            feed.channel.say(Say.START, str(self.config.source), self.config.yaml, self._last_session)
+            source, text = str(self.config.source), self.config.yaml
+            feed.channel.say(Say.START, source, text, self._last_session, self._skips.indices)
             if self._stopping or self._held:  # since it was started: there was nobody to tell yet
                 feed.channel.say(Say.STOP)
             await feed.run()

@@ -15,6 +15,8 @@ from mysqlraft.admin.http import Action, Page
 from mysqlraft.raft.operations import MAX_SECONDS, TRANSFER, NotDone, Outcome, Request, change_named
 
 DEFAULT_SECONDS = 10.0
+MAX_NAME = 200
+"""Characters of who it is that decides something."""
 
 _STATUS = {
     Outcome.INVALID: HTTPStatus.BAD_REQUEST,
@@ -24,8 +26,8 @@ _STATUS = {
 }
 
 
-class Reads(Protocol):
-    """What a barrier needs."""
+class Site(Protocol):
+    """What actions need of the site itself."""
 
     async def read_index(self) -> int:
         """An index that covers everything committed, anywhere, before this call."""
@@ -36,8 +38,11 @@ class Reads(Protocol):
     def applied(self) -> int | None:
         """Up to where it holds it now, as far as is known."""
 
+    async def skip(self, index: int, by: str) -> str:
+        """Goes on behind the statement at which the site has stopped; why it had. Raises NotDone if it has not."""
 
-def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], reads: Reads) -> dict[str, Action]:
+
+def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], site: Site) -> dict[str, Action]:
     """path -> action."""
 
     async def members(wish: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], read
         _nothing_else(wish)
         try:
             async with asyncio.timeout(seconds) as limit:
-                index = await reads.read_index()
+                index = await site.read_index()
         except TimeoutError:
             reason = f"no leader has answered within {seconds:g} s: what is committed is not known here"
             raise NotDone(Outcome.NO_LEADER, reason) from None
@@ -62,26 +67,30 @@ def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], read
 
     async def wait(wish: dict[str, Any]) -> dict[str, Any]:
         seconds = _seconds(wish)
-        index = wish.pop("index", None)
+        index = _index(wish)
         _nothing_else(wish)
-        if type(index) is not int or index < 0:
-            raise NotDone(Outcome.INVALID, "index: is missing: a log index")
         return await _applied(index, seconds, seconds)
+
+    async def skip(wish: dict[str, Any]) -> dict[str, Any]:
+        _seconds(wish)
+        index, by = _index(wish), wish.pop("by", None)
+        _nothing_else(wish)
+        if type(by) is not str or not 0 < len(by) <= MAX_NAME:
+            raise NotDone(Outcome.INVALID, "by: is missing: who has decided this")
+        return {"index": index, "reason": await site.skip(index, by)}
 
     async def _applied(index: int, left: float, seconds: float) -> dict[str, Any]:
         started = time.monotonic()
         try:
             async with asyncio.timeout(left):
-                await reads.wait_applied(index)
+                await site.wait_applied(index)
         except TimeoutError:
-            reason = f"not applied within {seconds:g} s: this site has applied up to {reads.applied()}, not to {index}"
+            reason = f"not applied within {seconds:g} s: this site has applied up to {site.applied()}, not to {index}"
             raise NotDone(Outcome.UNKNOWN, reason) from None
         return {"index": index, "waited_ms": round((time.monotonic() - started) * 1000, 3)}
 
-    return {
-        path: _answering(do)
-        for path, do in {"/members": members, "/transfer": transfer, "/barrier": barrier, "/wait": wait}.items()
-    }
+    do = {"/members": members, "/transfer": transfer, "/barrier": barrier, "/wait": wait, "/skip": skip}
+    return {path: _answering(action) for path, action in do.items()}
 
 
 def _answering(do: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> Action:
@@ -99,6 +108,13 @@ def _seconds(wish: dict[str, Any]) -> float:
     if type(seconds) not in (int, float) or not 0 < seconds <= MAX_SECONDS:
         raise NotDone(Outcome.INVALID, f"timeout: {seconds!r:.40} is not allowed: seconds, up to {MAX_SECONDS:g}")
     return float(seconds)
+
+
+def _index(wish: dict[str, Any]) -> int:
+    index = wish.pop("index", None)
+    if type(index) is not int or index < 0:
+        raise NotDone(Outcome.INVALID, "index: is missing: a log index")
+    return index
 
 
 def _nothing_else(wish: Mapping[str, Any]) -> None:

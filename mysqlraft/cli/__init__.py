@@ -33,6 +33,7 @@ VERBS = {
     "transfer": "mysqlraft.cli.transfer",
     "barrier": "mysqlraft.cli.barrier",
     "wait": "mysqlraft.cli.wait",
+    "skip": "mysqlraft.cli.skip",
     "bootstrap": "mysqlraft.cli.bootstrap",
     "log": "mysqlraft.cli.log",
     "recover": "mysqlraft.cli.recover",

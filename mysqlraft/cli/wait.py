@@ -18,7 +18,7 @@ exit status: 0 it holds it; 1 not in time; 3 the daemon does not answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--index", type=_index, required=True, help="the log index")
+    parser.add_argument("--index", type=log_index, required=True, help="the log index")
     admin.add_arguments(parser)
     admin.add_timeout(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _index(text: str) -> int:
+def log_index(text: str) -> int:
+    """A log index on the command line."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a log index")
     return int(text)

@@ -95,6 +95,7 @@ class ApplyState(StrEnum):
 class ApplyStatus:
     """Read by other threads at any time: each field is set at once. ``index`` is the log index in the tables, and
     ``needed_from`` the first entry that a start from them would read again (0: not known yet).
+    ``stopped_at``: the log index of the statement that was the end, if it was one.
 
     The counters count since the start: units and rows written here, units that went by the careful lane, changes that
     the fast lane failed on, conflicts, transactions, and attempts that were repeated.
@@ -104,6 +105,7 @@ class ApplyStatus:
     reason: str = ""
     index: int = 0
     needed_from: int = 0
+    stopped_at: int = 0
     units: int = 0
     rows: int = 0
     careful: int = 0
@@ -115,6 +117,14 @@ class ApplyStatus:
 
 class ApplyError(Exception):
     """Replication at this site cannot go on beyond the entry before this one; the text says why."""
+
+
+class StatementStops(ApplyError):
+    """It is the statement at ``index`` that cannot be run here, or may not be."""
+
+    def __init__(self, index: int, why: str) -> None:
+        super().__init__(why)
+        self.index = index
 
 
 class _Stopping(Exception):
@@ -216,6 +226,7 @@ class Applier:
             pass
         except (*_FINAL, SchemaError) as error:
             self.status.reason = str(error)
+            self.status.stopped_at = error.index if isinstance(error, StatementStops) else 0
             self.status.state = ApplyState.STOPPED
             log.error("apply stopped after log index %d: %s", self.status.index, error)
         except Exception as error:
@@ -424,15 +435,16 @@ class Applier:
         tables = ", ".join(schema if name is None else f"{schema}.{name}" for schema, name in statement.tables)
         go_on = (
             f"Every site stops here. Stop the writers, make definition and rows of {tables} equal at all sites by hand "
-            f"(SET sql_log_bin = 0), the statement included, and start all sites with {step.index} in apply.skip"
+            f"(SET sql_log_bin = 0), the statement included, then `mysqlraft skip --index {step.index}` at each"
         )
         if certification.verdict is Verdict.CONFLICT:
-            raise ApplyError(f"{where}: another site changed {tables} at the same time. {go_on}")
+            raise StatementStops(step.index, f"{where}: another site changed {tables} at the same time. {go_on}")
         raced = certification.verdict is Verdict.REASSERT
         if raced and not ddl.changes_rows(statement) and not ddl.commutes(statement):
-            raise ApplyError(
+            raise StatementStops(
+                step.index,
                 f"{where}: another site wrote rows of {tables} while the statement ran at site {certification.origin}, "
-                f"so they came after it there and before it elsewhere. {go_on}"
+                f"so they came after it there and before it elsewhere. {go_on}",
             )
         self._forget_tables()
         if certification.own and not (raced and ddl.changes_rows(statement)):
@@ -440,7 +452,7 @@ class Applier:
         try:
             lanes.check_flavour(step.payload)
         except TableMismatch as error:
-            raise ApplyError(f"{where}: {error}") from error
+            raise StatementStops(step.index, f"{where}: {error}") from error
         intent: ddl.Intent | None = None
         while True:
             try:
@@ -466,7 +478,7 @@ class Applier:
                 self._lose_session()
             except StatementError as error:
                 if not retryable(error):
-                    raise ApplyError(f"{where}: {error}") from error
+                    raise StatementStops(step.index, f"{where}: {error}") from error
                 self._retry(str(error))
 
     # Failures.

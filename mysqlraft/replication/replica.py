@@ -100,7 +100,10 @@ class _Failure:
 class Replica:
     """One life of the replica process."""
 
-    def __init__(self, settings: Config, link: Link, committed: LogReader, last_session: int) -> None:
+    def __init__(
+        self, settings: Config, link: Link, committed: LogReader, last_session: int, skipped: Sequence[int] = ()
+    ) -> None:
+        """``skipped``: log indices of statements that are not to be run, beside those that the file names."""
         self._config = settings
         self._link = link
         self._committed = committed
@@ -118,6 +121,7 @@ class Replica:
         self._failure: _Failure | None = None
         self._wake = threading.Event()
         self._last_session = last_session
+        self._skipped = skipped
         self._session = 0
         self._accepted = False
         self._conflicts_before = 0
@@ -144,7 +148,7 @@ class Replica:
             dump_server_id=dump_server_id(self._config.cluster.id, self._site, Reader.APPLY),
             batch_rows=self._config.apply.batch_rows,
             batch_bytes=self._config.apply.batch_bytes,
-            skip=self._config.apply.skip,
+            skip={*self._config.apply.skip, *self._skipped},
             replicated=self._replicated,
             on_ready=self._on_ready,
             on_step=self._on_step,
@@ -418,6 +422,7 @@ class Replica:
         capture = self._capture.status() if self._capture is not None else None
         found |= {
             "applied": status.index,
+            "stopped_at": status.stopped_at or None,
             "needed_from": status.needed_from,
             "lag_seconds": self._lag(status.index),
             "conflicts": self._conflicts_before + status.conflicts,
@@ -469,7 +474,7 @@ def main(arguments: list[str]) -> int:
     link = Link(socket.socket(fileno=int(arguments[0])))
     committed = LogReader(socket.socket(fileno=int(arguments[1])), link.stopping)
     try:
-        path, text, last_session = link.read_start()
+        path, text, last_session, skipped = link.read_start()
     except EOFError:
         return 0
     settings = config.parse(text, Path(path))
@@ -478,7 +483,7 @@ def main(arguments: list[str]) -> int:
     # wait as long for one that computes.
     sys.setswitchinterval(0.0005)
     gc.freeze()
-    return Replica(settings, link, committed, last_session).run()
+    return Replica(settings, link, committed, last_session, skipped).run()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ class Site:
     def applied(self) -> int | None:
         return 10
 
+    async def skip(self, index: int, by: str) -> str:
+        if index != 11:
+            raise NotDone(Outcome.REFUSED, "not there")
+        return f"asked by {by}"
+
 
 def ask(site: Site, path: str, /, **wish: Any) -> tuple[int, dict[str, Any]]:
     async def answer() -> Page:
@@ -109,3 +114,11 @@ def test_what_is_no_request(path: str, wish: dict[str, Any], reason: str) -> Non
     assert status == 400
     assert reason in answer["error"]
     assert not site.performed
+
+
+def test_skipping_a_statement() -> None:
+    site = Site()
+    assert ask(site, "/skip", index=11, by="ann@tokyo") == (200, {"index": 11, "reason": "asked by ann@tokyo"})
+    assert ask(site, "/skip", index=12, by="ann@tokyo")[0] == 409
+    for wrong in ({"index": 11}, {"index": 11, "by": ""}, {"by": "ann"}, {"index": "11", "by": "ann"}):
+        assert ask(site, "/skip", **wrong)[0] == 400

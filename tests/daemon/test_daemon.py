@@ -247,6 +247,46 @@ def test_an_unfit_server_is_named_and_waited_for(site: ClusterSite, monkeypatch:
     state(site, "running")
 
 
+def test_a_statement_that_cannot_be_run_is_skipped(make: Callable[[int], Cluster]) -> None:
+    """Only the one at which the site stopped, once what it does was done by hand; for good."""
+    cluster = make(2)
+    cluster.start_daemons()
+    here, there = cluster
+    for one in cluster:
+        state(one, "running")
+
+    def skip(site: ClusterSite, index: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mysqlraft", "skip", "--index", str(index), "--config"]
+        environment = {**os.environ, "SUDO_USER": "ann"}
+        return subprocess.run(
+            [*command, str(site.daemon.config)], capture_output=True, text=True, check=False, env=environment
+        )
+
+    refused = skip(there, 3)
+    assert refused.returncode == 1
+    assert "has not stopped at a statement (it is running)" in refused.stderr
+    sql(there, "SET SESSION sql_log_bin = 0", "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)")
+    sql(here, "CREATE DATABASE IF NOT EXISTS shop", "CREATE TABLE shop.t (a INT PRIMARY KEY, b INT)")
+    sql(here, "INSERT INTO shop.t VALUES (1, 1)")
+    reason = state(there, "stopped")["reason"]
+    index = there.daemon.status()["replica"]["stopped_at"]
+    assert reason.startswith(f"log index {index}, from site 1: CREATE TABLE shop.t")
+    assert f"that this site has stopped, not at {index + 1}" in skip(there, index + 1).stderr
+
+    sql(there, "SET SESSION sql_log_bin = 0", "ALTER TABLE shop.t ADD b INT")
+    done = skip(there, index)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"goes on behind log index {index}; skipped: log index {index}, from site 1")
+    until(lambda: sql(there, "SELECT * FROM shop.t") == ((1, 1),), "the row behind it")
+    state(there, "running")
+    assert f"statement skipped index={index} by='ann@" in log(there)
+    assert skip(there, index).returncode == 1, "it has not stopped any more"
+    there.daemon.stop()
+    there.daemon.start()
+    state(there, "running")
+    assert there.daemon.status()["replica"]["skipped"] == [index]
+
+
 UNFIT = [
     # what is made while the daemon runs, what is told of it, what mends it
     (["TABLE shop.t (a INT)"], "shop.t has no primary key", "ADD PRIMARY KEY (a)"),

@@ -83,8 +83,8 @@ def entries(first: int, last: int, size: int = 10) -> list[LogEntry]:
 
 def test_the_first_message() -> None:
     with pair() as (link, consensus):
-        consensus.say(Say.START, "tokyo.yaml", "site: tokyo", 42)
-        assert link.read_start() == ("tokyo.yaml", "site: tokyo", 42)
+        consensus.say(Say.START, "tokyo.yaml", "site: tokyo", 42, [7])
+        assert link.read_start() == ("tokyo.yaml", "site: tokyo", 42, [7])
 
 
 def test_consensus_gone_before_the_first_message() -> None:
