@@ -267,7 +267,12 @@ class Daemon:
     # What others may know.
 
     def _status(self) -> dict[str, Any]:
-        return cluster_status(self._config, self._node.status(), self._supervisor.status, self._heard)
+        return cluster_status(self._config, self._node.status(), self._replica_status(), self._heard)
+
+    def _replica_status(self) -> dict[str, Any]:
+        """What the replica process says, and the log's running checksum beside its own at each checkpoint."""
+        status = self._supervisor.status
+        return {**status, "checks": self._checks(status.get("checks") or [])}
 
     def _heard(self, site: int) -> tuple[Row, float] | None:
         told = self._node.transport.status_of(site)
@@ -316,8 +321,7 @@ class Daemon:
                 logger.warning("membership=%s reason=%r", membership, reason)
                 self._membership = membership
             status = self._node.status()
-            row = own_row(self._config, status, self._supervisor.status)
-            row["checks"] = self._checks(row["checks"])
+            row = own_row(self._config, status, self._replica_status())
             self._compare(row["checks"], status["members"])
             await self._supervisor.hold(self._hold_reason())
             self._node.transport.publish(msgpack.packb(row))

@@ -49,7 +49,7 @@ from mysqlraft.replication.entry import Payload, PayloadKind, Position, Unit, de
 from mysqlraft.replication.policy import Certification
 
 FORMAT = 4
-CHECKPOINT_EVERY = 4096
+CHECKPOINT_EVERY = 1024
 """Log indices between two checkpoints; a rebuild reads at most this many entries more than it needs."""
 _PACKER = msgpack.Packer()
 CHECKS = 8

@@ -18,8 +18,8 @@ ASTRAY = """
 import sys
 from mysqlraft.cli import main
 from mysqlraft.daemon import Daemon
-Daemon._checks = lambda self, told: [(4096, "one")]
-Daemon._heard = lambda self, site: ({"state": "running", "reason": "", "checks": [(4096, "other")]}, 0.0)
+Daemon._checks = lambda self, told: [(2048, "one")]
+Daemon._heard = lambda self, site: ({"state": "running", "reason": "", "checks": [(2048, "other")]}, 0.0)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -32,7 +32,7 @@ def test_a_site_that_has_diverged_stops_replicating_and_stays_so(tmp_path: Path)
     ]
     path = settings(tmp_path, cluster={"id": "test", "sites": sites})
     admin = yaml.safe_load(path.read_text())["admin"]["listen"]
-    reason = "this site has diverged: at index 4096 its running checksum differs (sites [2, 3], a majority"
+    reason = "this site has diverged: at index 2048 its running checksum differs (sites [2, 3], a majority"
 
     def told() -> tuple[str, str]:
         with urllib.request.urlopen(f"http://{admin}/status", timeout=5) as answer:

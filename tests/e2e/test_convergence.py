@@ -132,6 +132,13 @@ def verify(cluster: Cluster, workload: Workload, above: int) -> None:
     print("\n".join(comparison.lines()))
     assert comparison.identical
     assert compare(cluster.connects, "columns").identical
+    said: dict[int, list[str]] = {}
+    for row in cluster[1].daemon.status()["sites"]:
+        for index, value in row["checks"]:
+            said.setdefault(index, []).append(value)
+    assert [index for index, values in said.items() if len(set(values)) > 1] == [], said
+    assert max(map(len, said.values())) > 1, said
+    print(f"checkpoints that sites have judged alike: {[f'{n} by {len(said[n])}' for n in sorted(said)]}")
     stopped = cluster[len(cluster)]
     stopped.daemon.stop()
     history = transactions(stopped.daemon.data_dir, CLUSTER, stopped.number, above)
