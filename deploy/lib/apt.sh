@@ -3,12 +3,15 @@
 # shellcheck shell=bash
 
 # apt_targets: "URI RELEASE COMPONENT" of each of the distribution's own suites in this machine's apt sources.
-# Third-party repositories are left out by their release names.
+# Third-party repositories are left out by their release names, or, as many call theirs like the distribution's, by the
+# origin in their lists: they are signed by other keys, and hold nothing that is wanted here.
 apt_targets() {
     local codename
     codename="$(os_release VERSION_CODENAME)"
+    # An origin that apt does not know yet, because it has no lists, stays as it is written here.
     # shellcheck disable=SC2016
-    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null | sort -u |
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)|$(ORIGIN)' 'Created-By: Packages' 2>/dev/null |
+        awk -F '|' -v id="$(os_release ID)" '$2 == "" || $2 ~ /ORIGIN/ || tolower($2) == id { print $1 }' | sort -u |
         grep -E "^(https?|mirror[^ ]*|file|copy)://?[^ ]* (${codename:-sid}|stable|oldstable|testing|unstable|sid)(-[a-z-]+)? " || true
 }
 

@@ -64,8 +64,9 @@ fetch_server() {
             say "$engine: cannot read them"
             continue
         fi
-        server="$(first_package "$work/apt" "$engine"-server-core{,-8.4,-8.0})"
-        client="$(first_package "$work/apt" "$engine"-client-core{,-8.4,-8.0})"
+        # MySQL's carry a version on Ubuntu, MariaDB's on Ubuntu 22.04.
+        server="$(first_package "$work/apt" "$engine"-server-core{,-8.4,-8.0,-10.6})"
+        client="$(first_package "$work/apt" "$engine"-client-core{,-8.4,-8.0,-10.6})"
         if [ -z "$server" ] || [ -z "$client" ]; then
             say "$engine: no such package in them"
             continue
