@@ -65,6 +65,13 @@ from mysqlraft.raft.quorum import Vote, agreed, tally
 from mysqlraft.raft.snapshot import Snapshot, SnapshotWork
 from mysqlraft.raft.store import Base, Compacted, HardState, Rebase, Store, Write
 
+_ANSWERS = (AppendResponse, HeartbeatResponse, SnapshotChunkRequest)
+"""What a follower sends to its leader."""
+_OF_LEADERS = (AppendRequest, Heartbeat, CommitNotice, InstallSnapshot)
+"""What only a leader sends: whoever does, the voters of some configuration have elected it."""
+_ON_TOP = (Forward, ForwardStatus, SnapshotChunk)
+"""What the protocols built on top say."""
+
 WITNESS_PATIENCE = 3
 """Election timeouts by which a witness waits longer than others before it campaigns: if they can lead, they do."""
 
@@ -263,6 +270,29 @@ class RaftCore:
         return self.log.configurations[-1][0] if self.log.configurations else 0
 
     @property
+    def introduction(self) -> int:
+        """The index of the configuration with which this site introduces itself, 0 if it is no member."""
+        return self.configuration_index if self._configuration is not None and self.site in self._configuration else 0
+
+    def knows(self, site: int, introduction: int) -> bool:
+        """Whether to talk to a site that introduces itself so: a member, or one by a configuration that is newer than
+        ours: we were away, or never a member."""
+        if self._configuration is not None and site in self._configuration:
+            return True
+        return introduction > self.configuration_index or site in self.acquaintances
+
+    @property
+    def acquaintances(self) -> dict[int, Server]:
+        """All members of the last committed configuration and of those after it. Of these, the ones that have not
+        committed may still be replaced, by a leader that they leave out."""
+        known: dict[int, Server] = {}
+        for index, configuration in reversed(self.log.configurations):
+            known = {**configuration.servers, **known}
+            if index <= self.log.commit:
+                break
+        return known
+
+    @property
     def commit_index(self) -> int:
         return self.log.commit
 
@@ -303,6 +333,13 @@ class RaftCore:
         """How long ago this follower heard from its leader."""
         return 0 if self.role is Role.LEADER else self._election_elapsed
 
+    @property
+    def _has_forced_members(self) -> bool:
+        """They were forced on this site (recovery.py) and are in no log, until the next leader puts them into its own.
+        That must be the site with the most complete log, which may hold committed entries that a majority of these
+        members lacks: so until then a leader needs the votes of them all."""
+        return 0 < self.configuration_index <= self._store.recovered
+
     # ---- inputs ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -325,11 +362,10 @@ class RaftCore:
         """A message arrived."""
         if message.to != self.site or message.sender == self.site:
             return
-        answers = AppendResponse | HeartbeatResponse | SnapshotChunkRequest
-        if isinstance(message, answers) and message.sender not in self.progress:
+        if isinstance(message, _ANSWERS) and message.sender not in self.progress:
             # Of a removed member (or not ours to receive): not even its term counts (hashicorp #524).
             return
-        if isinstance(message, Forward | ForwardStatus | SnapshotChunk):
+        if isinstance(message, _ON_TOP):
             return  # of the protocols on top, which this is not: see participant.py
         if message.term > self.term:
             if isinstance(message, VoteRequest):
@@ -339,8 +375,11 @@ class RaftCore:
                     self._become_follower(message.term, NOBODY, f"site {message.sender} campaigns")
             elif isinstance(message, VoteResponse) and message.pre and message.granted:
                 pass  # carries the term that we would campaign in
-            elif isinstance(message, ReadIndexRequest | ReadIndexResponse):
+            elif isinstance(message, (ReadIndexRequest, ReadIndexResponse)):
                 return  # says nothing about who leads; its sender asks again
+            elif isinstance(message, _OF_LEADERS):
+                reason = f"site {message.sender} leads term {message.term}"
+                self._become_follower(message.term, message.sender, reason)
             elif self.role is Role.LEADER and message.sender not in self._voters():
                 # A nonvoter that once was a voter can be ahead. It must not depose the leader (hashicorp #606), but
                 # it cannot follow a smaller term either: the leader leads on in one beyond it.
@@ -348,9 +387,9 @@ class RaftCore:
                 self._campaign(pre=False, reason=f"nonvoter {message.sender} is in this term", by_transfer=True)
                 return
             else:
-                self._step_greater_term(message)
+                self._become_follower(message.term, NOBODY, f"site {message.sender} is in term {message.term}")
         elif message.term < self.term:
-            if isinstance(message, AppendRequest | Heartbeat | InstallSnapshot):
+            if isinstance(message, (AppendRequest, Heartbeat, InstallSnapshot)):
                 # A leader of an older term that cannot know better, or we are the ones who were away: this answer
                 # makes it step down, so that one election later all are in one term (etcd: stuck candidates).
                 self._send(AppendResponse(message.sender, self.site, self.term, message.progress, 0, True, 0, 0))
@@ -479,13 +518,15 @@ class RaftCore:
         if snapshot.last_index <= self.log.commit or self.role is Role.LEADER:
             return False
         configuration = (snapshot.configuration_index, snapshot.configuration)
+        if self._has_forced_members and snapshot.last_index <= self._store.recovered:
+            configuration = self.log.configurations[-1]  # it is older than those
         rebase = self.log.restore(snapshot.base, configuration)
         self._put(rebase)
         if rebase.keep:
             self._given = max(self._given, snapshot.last_index)
         else:
             self._given = snapshot.last_index
-            self._truncations += 1
+            self._truncated()
         self._verified = max(self._verified, snapshot.last_index)
         if self._latest_configuration() is not self._configuration:
             self._adopt_configuration()
@@ -507,19 +548,17 @@ class RaftCore:
             self._send_due()
         log = self.log
         write = None
-        hard_state = self._hard_state_given
-        if hard_state != (self.term, self.vote):
-            hard_state = HardState(self.term, self.vote)
-        if hard_state is not self._hard_state_given or self._given < log.last_index or self._rebase is not None:
+        given = self._hard_state_given
+        changed = HardState(self.term, self.vote) if given.term != self.term or given.vote != self.vote else None
+        if changed is not None or self._given < log.last_index or self._rebase is not None:
             entries = log.slice(self._given + 1, log.last_index, NO_LIMIT)
             commit = min(log.commit, log.last_index)
-            changed = hard_state if hard_state != self._hard_state_given else None
             write = Write(changed, entries, commit, rebase=self._rebase)
             self._rebase = None
-            self._hard_state_given = hard_state
+            self._hard_state_given = changed or given
             self._commit_given = commit
-            self._given = self.log.last_index
-        moved = self._commit_reported < self.log.commit
+            self._given = log.last_index
+        moved = self._commit_reported < log.commit
         if not (
             write
             or moved
@@ -530,7 +569,7 @@ class RaftCore:
             or self._chunk_requests
         ):
             return None
-        self._commit_reported = self.log.commit
+        self._commit_reported = log.commit
         self._number += 1
         ready = Ready(
             self._number,
@@ -539,11 +578,11 @@ class RaftCore:
             write,
             self._read_states,
             self._transitions,
-            self.log.commit,
+            log.commit,
             self._truncations,
             self._chunk_requests,
         )
-        if hard_state != self._hard_state_durable:
+        if self._hard_state_given != self._hard_state_durable:
             # Nothing may be said in a term that a crash could make us forget.
             ready.promises = ready.messages + ready.promises
             ready.messages = []
@@ -557,13 +596,16 @@ class RaftCore:
         return ready
 
     def advance(self, ready: Ready) -> None:
-        """The write of `ready`, and of every Ready before it, is on disk."""
+        """The write of `ready`, and of every Ready before it, is on disk. To be called before its promises leave: those
+        that have become untrue meanwhile are taken out."""
         if not (ready.write or ready.promises):
             return
         if not self._outstanding or self._outstanding[0] is not ready:
             raise AssertionError(f"Ready {ready.number} advanced out of order")
         self._outstanding.pop(0)
         self._write_stalled = 0
+        if ready.truncations != self._truncations:
+            ready.promises = [message for message in ready.promises if not isinstance(message, AppendResponse)]
         if ready.write is None:
             return
         if ready.write.hard_state is not None:
@@ -680,7 +722,7 @@ class RaftCore:
 
     def _count_vote(self, site: int, granted: bool) -> None:
         self._votes.setdefault(site, granted)
-        outcome = tally(self._voters(), self._votes)
+        outcome = tally(self._voters(), self._votes, unanimous=self._has_forced_members)
         voters = [site for site, yes in sorted(self._votes.items()) if yes]
         if outcome is Vote.WON:
             if self.role is Role.PRE_CANDIDATE:
@@ -698,19 +740,13 @@ class RaftCore:
         self._heartbeat_due = True
         self._adopt_configuration()
         self._append(EntryKind.NOOP, b"")
-        if self._configuration is not None and self.configuration_index <= self._store.recovered:
-            # These members were forced on this site and are in nobody's log (recovery.py): now they are.
+        if self._configuration is not None and self._has_forced_members:
             self._append(EntryKind.CONFIGURATION, self._configuration.encode())
         self._recent_last = (self.log.last_index, self.log.last_index)
         self._silent = frozenset()
         self._preference = Preference(0 if self.is_witness else self.limits.preference_ticks)
 
     # ---- votes ----------------------------------------------------------------------------------------------------
-
-    def _step_greater_term(self, message: Message) -> None:
-        leads = isinstance(message, AppendRequest | Heartbeat | CommitNotice | InstallSnapshot)
-        leader = message.sender if leads else NOBODY
-        self._become_follower(message.term, leader, f"site {message.sender} is in term {message.term}")
 
     def _on_vote_request(self, m: VoteRequest) -> None:
         free = self.vote == NOBODY and self.leader == NOBODY
@@ -765,9 +801,15 @@ class RaftCore:
         if new:
             self._given = min(self._given, new[0].index - 1)
             if new[0].index <= previous_last:
-                self._truncations += 1
+                self._truncated()
             if self._latest_configuration() is not self._configuration:
                 self._adopt_configuration()
+
+    def _truncated(self) -> None:
+        """Entries are gone. They may have been acknowledged to the leader before, in a message that has not left, as
+        they were not on disk; now they will not get there, and so it never leaves. See `advance`, too."""
+        self._truncations += 1
+        self._promises = [message for message in self._promises if not isinstance(message, AppendResponse)]
 
     def _on_install_snapshot(self, m: InstallSnapshot) -> None:
         self._follow(m.sender)
@@ -896,14 +938,15 @@ class RaftCore:
 
     def _send_due(self) -> None:
         """Fill every follower's pipeline, and tell everyone the commit index."""
+        log = self.log
         for site, progress in self.progress.items():
-            while not progress.paused and (
-                progress.next_index <= self.log.last_index or progress.state is ProgressState.PROBE
-            ):
+            while (
+                progress.next_index <= log.last_index or progress.state is ProgressState.PROBE
+            ) and not progress.paused:
                 self._send_append(site, progress)
-            if progress.announced_commit < self.log.commit and progress.state is ProgressState.REPLICATE:
-                progress.announced_commit = self.log.commit
-                self._messages.append(CommitNotice(site, self.site, self.term, self.log.commit))
+            if progress.announced_commit < log.commit and progress.state is ProgressState.REPLICATE:
+                progress.announced_commit = log.commit
+                self._messages.append(CommitNotice(site, self.site, self.term, log.commit))
         if self._heartbeat_due:
             self._heartbeat_due = False
             self._round += 1

@@ -142,7 +142,7 @@ class Forwarder:
     def take(self) -> list[Forward]:
         """The messages to send to the leader now."""
         messages: list[Forward] = []
-        if self._leader == NOBODY:
+        if self._leader == NOBODY or not self._waiting:
             return messages
         while self._waiting and (self._sent_bytes < self._window_bytes or not self._sent):
             checksums: list[int] = []

@@ -153,6 +153,7 @@ class LevelDBStore:
         base, last_index = self._base, self._last_index
         configured: list[int] = []
         hard_state, commit, bootstrapped = self._hard_state, self._commit, self._bootstrapped
+        recovered = self._recovered
         with self._errors("cannot be written"):
             batch = self._db.write_batch(sync=any(write.must_sync for write in writes))
             put = batch.put
@@ -161,6 +162,9 @@ class LevelDBStore:
                     self._rebase(batch, write.rebase, configured, last_index)
                     base = write.rebase.base
                     last_index = max(last_index, base.index) if write.rebase.keep else base.index
+                    if recovered and not write.rebase.keep:
+                        recovered = 0
+                        put(b"mrecovered", _sealed(_U64.pack(recovered)))
                 if write.entries:
                     first = write.entries[0].index
                     if not base.index < first <= last_index + 1:
@@ -172,6 +176,9 @@ class LevelDBStore:
                             configured.append(entry.index)
                     if first <= last_index:
                         self._truncate(batch, write.entries, last_index)
+                    if first <= recovered:
+                        recovered = first - 1
+                        put(b"mrecovered", _sealed(_U64.pack(recovered)))
                     last_index = write.entries[-1].index
                 if write.hard_state is not None:
                     hard_state = write.hard_state
@@ -181,12 +188,13 @@ class LevelDBStore:
                     put(b"mbootstrap", _sealed(bootstrapped.encode()))
                 if write.recovery is not None:
                     self._recover(batch, write.recovery)
+                    recovered = last_index
                 if write.commit:
                     commit = write.commit
             if commit != self._commit:
                 put(b"mcommit", _sealed(_U64.pack(commit)))
             batch.write()
-        self._base, self._last_index = base, last_index
+        self._base, self._last_index, self._recovered = base, last_index, recovered
         self._hard_state, self._commit, self._bootstrapped = hard_state, commit, bootstrapped
 
     def sweep(self, count: int) -> bool:
@@ -231,7 +239,6 @@ class LevelDBStore:
             batch.delete(key)
         batch.put(_configuration_key(max(1, self._base.index)), members.encode())
         batch.put(b"mrecovered", _sealed(_U64.pack(self._last_index)))
-        self._recovered = self._last_index
 
     def _rebase(self, batch: Any, rebase: Rebase, configured: Sequence[int], last_index: int) -> None:
         """Of the configurations up to the base the last one stays; of the entries after it all or none do. The entries

@@ -44,8 +44,10 @@ class RaftLog:
         """How much of the stable tail to keep in memory for followers and consumers that are nearly up to date."""
         self._entries: list[Entry] = []
         """The last entries, without a gap."""
+        self.last_index = store.last_index
+        """Of the last entry there is, or the base's."""
         self._cached_from = store.last_index + 1
-        """The index of the first of them."""
+        """The index of the first of the entries in memory. Invariant: the last of them is that of `last_index`."""
         self._bytes = 0
         self.stable = store.last_index
         """Up to here the log is on disk."""
@@ -66,10 +68,6 @@ class RaftLog:
     def first_index(self) -> int:
         """The first entry there is, or would be."""
         return self.base.index + 1
-
-    @property
-    def last_index(self) -> int:
-        return self._cached_from + len(self._entries) - 1
 
     @property
     def last_term(self) -> int:
@@ -138,7 +136,7 @@ class RaftLog:
         self._entries.extend(entries)
         self._bytes += sum([len(entry.record) for entry in entries]) + ENTRY_OVERHEAD * len(entries)
         last = entries[-1]
-        self._last_term, self._last_chain = last.term, last.chain
+        self.last_index, self._last_term, self._last_chain = last.index, last.term, last.chain
         for entry in entries:
             if entry.kind is EntryKind.CONFIGURATION:
                 self._configurations.append((entry.index, Configuration.decode(entry.payload)))
@@ -158,7 +156,7 @@ class RaftLog:
         self.stable = min(self.stable, first - 1)
         while self._configurations and self._configurations[-1][0] >= first:
             self._configurations.pop()
-        previous = first - 1
+        self.last_index = previous = first - 1
         base = self.base
         if previous == base.index:
             self._last_term, self._last_chain = base.term, base.chain
@@ -225,7 +223,7 @@ class RaftLog:
             self._entries.clear()
             self._bytes = 0
             self._cached_from = base.index + 1
-            self._last_term, self._last_chain = base.term, base.chain
+            self.last_index, self._last_term, self._last_chain = base
         rebase = self._begin_at(base, configuration, keep)
         self.commit = base.index
         return rebase

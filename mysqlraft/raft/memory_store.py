@@ -22,12 +22,12 @@ class MemoryStore:
         """The last one up to the base, or that of a recovery."""
         self._entries: list[Entry] = []
         """Those after the base."""
+        self._configurations: list[tuple[int, Configuration]] = []
+        """Those in the entries, as far as they count."""
         self._hard_state = HardState()
         self._commit = 0
         self._bootstrapped: Configuration | None = None
         self._recovered = 0
-        self._void = 0
-        """Configurations in the log up to here do not count."""
         self._queued: list[Sequence[Write]] = []
         self.failure: Exception | None = None
         """Raised by the next writes: a full or broken disk."""
@@ -60,6 +60,8 @@ class MemoryStore:
         base = self._base.index
         if not base < first <= last <= self.last_index:
             raise StoreError(f"entries {first}..{last} are not in the log ({base + 1}..{self.last_index})")
+        if first == last:
+            return [self._entries[first - base - 1]]
         found: list[Entry] = []
         size = 0
         for entry in self._entries[first - base - 1 : last - base]:
@@ -71,11 +73,7 @@ class MemoryStore:
 
     def configurations(self) -> list[tuple[int, Configuration]]:
         at_base = [] if self._base_configuration is None else [self._base_configuration]
-        return at_base + [
-            (entry.index, Configuration.decode(entry.payload))
-            for entry in self._entries
-            if entry.kind is EntryKind.CONFIGURATION and entry.index > self._void
-        ]
+        return at_base + self._configurations
 
     def write(self, writes: Sequence[Write]) -> None:
         self.begin(writes)
@@ -99,24 +97,38 @@ class MemoryStore:
             if write.rebase is not None:
                 base, self._base_configuration, keep = write.rebase
                 self._entries = [entry for entry in self._entries if keep and entry.index > base.index]
+                self._configurations = [each for each in self._configurations if keep and each[0] > base.index]
                 self._base = base
+                self._recovered = self._recovered if keep else 0
             if write.entries:
                 first = write.entries[0].index
                 if not self._base.index < first <= self.last_index + 1:
                     raise StoreError(f"entry {first} would leave a gap after {self.last_index}")
                 self._entries[first - self._base.index - 1 :] = write.entries
-                self._void = min(self._void, first - 1)
+                self._recovered = min(self._recovered, first - 1)
+                self._configurations = [each for each in self._configurations if each[0] < first] + [
+                    (entry.index, Configuration.decode(entry.payload))
+                    for entry in write.entries
+                    if entry.kind is EntryKind.CONFIGURATION
+                ]
             if write.bootstrap is not None:
                 self._bootstrapped = write.bootstrap
             if write.recovery is not None:
                 self._base_configuration = (max(1, self._base.index), write.recovery)
-                self._recovered = self._void = self.last_index
+                self._configurations.clear()
+                self._recovered = self.last_index
             if write.commit:
                 self._commit = write.commit
 
-    def crash(self, survivors: int = 0) -> None:
-        """Lose what was not synced, but for the oldest `survivors` of the queued writes, which had just made it."""
+    def crash(self, survivors: int = 0, torn: int = 0) -> None:
+        """Lose what was not synced, but for the oldest `survivors` of the queued writes, which had just made it, and
+        of the next one its first `torn` parts (hard state, base, then each entry): a batch that was not atomic."""
         for _ in range(min(survivors, len(self._queued))):
+            self.sync()
+        if self._queued and torn:
+            write = self._queued[0][0]
+            base = write.rebase if torn > 1 else None
+            self._queued[0] = [Write(write.hard_state, write.entries[: max(0, torn - 2)], rebase=base)]
             self.sync()
         self._queued.clear()
 

@@ -166,7 +166,7 @@ class Node:
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_more = False
         """The log's base has moved since the last slice was begun."""
-        self._peers_from: object = None
+        self._peers_from: tuple[Configuration | None, bool] | None = None
         self._pump_scheduled = False
         self._queue: list[Ready] = []
         """Given out by the core, not yet handed to the writer."""
@@ -564,11 +564,7 @@ class Node:
         self._schedule_pump()
 
     def _knows(self, site: int, introduction: Introduction) -> bool:
-        """A member, or one by a configuration that is newer than ours: we were away, or never a member."""
-        configuration = self._core.configuration
-        if configuration is not None and site in configuration:
-            return True
-        return introduction.index > self._core.configuration_index
+        return self._core.knows(site, introduction.index)
 
     def _on_introduction(self, site: int, introduction: Introduction) -> None:
         if introduction.index > self._core.configuration_index and introduction != self._introduced.get(site):
@@ -580,7 +576,7 @@ class Node:
         if configuration is None or self.site not in configuration:
             return Introduction(0, "", "")
         own = configuration.servers[self.site]
-        return Introduction(self._core.configuration_index, own.name, own.address)
+        return Introduction(self._core.introduction, own.name, own.address)
 
     def _stranger_as_of(self, site: int) -> int:
         committed = self._core.configuration_index <= self._core.commit_index
@@ -590,8 +586,7 @@ class Node:
         self._stranger = max(self._stranger, (index, teller))
 
     def _name_of(self, site: int) -> str | None:
-        configuration = self._core.configuration
-        server = configuration.servers.get(site) if configuration is not None else None
+        server = self._core.acquaintances.get(site)
         if server is None and site in self._introduced:
             return self._introduced[site].name
         return self._names.get(site) if server is None else server.name
@@ -644,17 +639,20 @@ class Node:
                 progress = self._core.progress.get(request.sender)
                 if progress is not None and progress.snapshot is not None:
                     self._transfers.serve(request, progress.snapshot)
-        if self._core.configuration is not self._peers_from:
+        if self._members_known != self._peers_from:
             self._set_peers()
 
+    @property
+    def _members_known(self) -> tuple[Configuration | None, bool]:
+        """What the peers depend on: the latest configuration, and whether those before it still count."""
+        return self._core.configuration, self._core.configuration_index > self._core.commit_index
+
     def _set_peers(self) -> None:
-        configuration = self._core.configuration
-        self._peers_from = configuration
+        self._peers_from = self._members_known
         newer = [site for site, said in self._introduced.items() if said.index > self._core.configuration_index]
         self._introduced = {site: self._introduced[site] for site in newer}
         addresses = {site: said.address for site, said in self._introduced.items()}
-        if configuration is not None:
-            addresses = {site: server.address for site, server in configuration.servers.items()} | addresses
+        addresses = {site: server.address for site, server in self._core.acquaintances.items()} | addresses
         members = {site: self._addresses.get(site, at) for site, at in addresses.items()}
         for site in self._peers.keys() - members.keys() - self._leaving:
             self._leaving.add(site)

@@ -22,9 +22,10 @@ def agreed(voters: Sequence[int], acknowledged: Callable[[int], int]) -> int:
     return sorted([acknowledged(voter) for voter in voters])[len(voters) - majority(len(voters))]
 
 
-def tally(voters: Sequence[int], votes: Mapping[int, bool]) -> Vote:
-    """The outcome of an election as far as the votes tell it. Votes of others than voters do not count."""
-    needed = majority(len(voters))
+def tally(voters: Sequence[int], votes: Mapping[int, bool], unanimous: bool = False) -> Vote:
+    """The outcome of an election as far as the votes tell it, won by a majority or only if it is `unanimous`. Votes of
+    others than voters do not count."""
+    needed = len(voters) if unanimous else majority(len(voters))
     granted = sum(1 for voter in voters if votes.get(voter) is True)
     refused = sum(1 for voter in voters if votes.get(voter) is False)
     if granted >= needed:

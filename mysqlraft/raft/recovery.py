@@ -4,7 +4,8 @@ Without a majority of the voters nothing commits, so the members cannot be chang
 members straight into a stopped site's store, outside the log: entries made up here could collide with those of a
 leader that some site has heard of and this one has not. The members hold in place of all that the log says up to now;
 the next leader among them puts them into the log, properly, with its first entries (`RaftCore`), and from then on they
-are a configuration like any other.
+are a configuration like any other. Until then a leader needs the votes of all voters among them: what was committed may
+be on one of them only.
 
 What it costs: entries that no recovered site has are gone, although they may have been committed and applied elsewhere;
 and the sites left out still believe in the old members. If those come back with their old logs, and are a majority of

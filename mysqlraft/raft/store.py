@@ -113,8 +113,8 @@ class StableStore(Protocol):
 
     @property
     def recovered(self) -> int:
-        """The last index that the log had when members were last forced on this site; 0: never. Up to it, what the
-        log itself says about members is void."""
+        """The last index that the log had when members were last forced on this site, or what of it has not been
+        replaced since; 0: never. Up to it, what the log itself says about members is void."""
         ...
 
 

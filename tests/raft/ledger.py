@@ -17,6 +17,7 @@ class Ledger:
     def __init__(self, keep: int = 8) -> None:
         self.index = 0
         self.count = 0
+        """Of the proposals that counted."""
         self.digest = 0
         self.sessions = SessionTable()
         self.kept: deque[bytes] = deque(maxlen=keep)
@@ -24,11 +25,12 @@ class Ledger:
     def apply(self, entry: Entry) -> None:
         assert entry.index == self.index + 1, f"entry {entry.index} after {self.index}"
         self.index = entry.index
-        key = (entry.origin, entry.session, entry.sequence)
-        if entry.kind is EntryKind.DATA and self.sessions.accept(*key):
-            self.count += 1
-            self.digest = xxh3_64_intdigest(entry.payload, self.digest)
-            self.kept.append(entry.payload)
+        if entry.kind is not EntryKind.DATA or not self.sessions.accept(entry.origin, entry.session, entry.sequence):
+            return
+        payload = entry.payload
+        self.count += 1
+        self.digest = xxh3_64_intdigest(payload, self.digest)
+        self.kept.append(payload)
 
     def snapshot(self) -> Iterable[bytes]:
         sessions = sorted(self.sessions.to_dict().items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -15,11 +16,14 @@ from mysqlraft.raft import (
     HardState,
     LevelDBStore,
     MemoryStore,
+    RaftCore,
     Role,
     Server,
+    Snapshot,
     Write,
 )
 from mysqlraft.raft.recovery import read_peers, recover
+from mysqlraft.raft.store import Base, Rebase
 from tests.raft.cluster import LIMITS, Cluster, Driven, chained, configuration
 
 FIVE = configuration(5)
@@ -79,6 +83,42 @@ def test_the_most_complete_log_that_is_left_leads() -> None:
         assert cluster.sites[site].core.configuration == TWO
 
 
+def test_until_the_forced_members_are_in_a_log_a_leader_needs_them_all() -> None:
+    """Site 1 alone of the three that are left has what was committed: the other two must not lead without it."""
+    three = Configuration(server for server in FIVE.servers.values() if server.site <= 3)
+    logs = {1: [1, 1, 1, 1], 2: [1], 3: [1], 4: [1, 1, 1, 1], 5: [1, 1, 1, 1]}
+    cluster = Cluster(FIVE, logs=logs)
+    for site in (1, 2, 3):
+        recover(cluster.sites[site].disk, site, three)
+        cluster.sites[site] = Driven(site, cluster.sites[site].disk, LIMITS)
+    for site in (4, 5):
+        del cluster.sites[site]
+    assert cluster.campaign(2).role is not Role.LEADER
+    cluster.down.add(1)
+    assert cluster.campaign(3).role is not Role.LEADER, "2 and 3 are a majority, and lack what 1 has"
+    cluster.down.clear()
+    cluster.elect(1)
+    assert cluster.payloads(2) == cluster.payloads(3) == [b"2@1", b"3@1", b"4@1"]
+    cluster.down.add(1)
+    cluster.tick(2 * LIMITS.election_ticks)
+    assert Role.LEADER in {cluster.sites[site].core.role for site in (2, 3)}, "now a majority is enough"
+
+
+def test_a_snapshot_from_before_does_not_bring_the_old_members_back() -> None:
+    """The site crashed after it took the snapshot and before its log began there."""
+    disk = MemoryStore()
+    disk.write([Write(HardState(1), chained(1, 1, 1, configured=FIVE))])
+    recover(disk, 1, TWO)
+    base = Base(2, 1, disk.entries(2, 2, 1)[0].chain)
+    core = RaftCore(1, disk, Random(1), LIMITS, Snapshot(base, 1, FIVE, 0, 0))
+    assert (core.log.base, core.configuration) == (base, TWO)
+    ready = core.ready()
+    assert ready is not None
+    assert ready.write is not None
+    disk.write([ready.write])
+    assert RaftCore(1, disk, Random(1), LIMITS).configuration == TWO
+
+
 def test_members_can_be_changed_again_after_recovery() -> None:
     cluster = Cluster(FIVE)
     cluster.elect(1)
@@ -132,7 +172,9 @@ def test_forced_members_outlive_a_truncation(store: MemoryStore | LevelDBStore) 
     recover(store, 1, TWO)
     store.write([Write(HardState(5), chained(1, 5, configured=FIVE)[1:])])
     assert store.configurations() == [(1, TWO)]
-    assert store.last_index == 2
+    assert (store.last_index, store.recovered) == (2, 1), "what was replaced is not from before the recovery"
+    store.write([Write(HardState(6), rebase=Rebase(Base(9, 6, 1), (8, FIVE), keep=False))])
+    assert (store.configurations(), store.recovered) == ([(8, FIVE)], 0)
 
 
 def test_who_is_not_a_member_or_has_no_log_is_not_recovered(store: MemoryStore | LevelDBStore) -> None:

@@ -297,6 +297,58 @@ def test_an_older_write_says_nothing_about_what_replaced_it() -> None:
     assert follower.core.log.stable < 3
 
 
+def test_an_acknowledgement_of_what_is_replaced_before_it_is_on_disk_never_leaves() -> None:
+    """Two leaders are heard before the next Ready: of the first one's entry there is nothing left to promise."""
+    follower = Driven(2, store([1], THREE))
+    old = AppendRequest(2, 1, 2, 0, 1, 1, 0, tuple(chained(1, 2, 2, configured=THREE)[1:]))
+    new = AppendRequest(2, 3, 3, 0, 1, 1, 0, tuple(chained(1, 3, configured=THREE)[1:]))
+    follower.core.step(old)
+    messages = follower.step(new)
+    assert [(m.to, m.index) for m in messages if isinstance(m, AppendResponse)] == [(3, 2)]
+
+
+def test_an_acknowledgement_never_leaves_once_its_entries_are_replaced() -> None:
+    """The same, with the first one's write under way."""
+    follower = Driven(2, store([1], THREE))
+    follower.core.step(AppendRequest(2, 1, 2, 0, 1, 1, 0, tuple(chained(1, 2, 2, configured=THREE)[1:])))
+    follower.ready()
+    follower.core.step(AppendRequest(2, 3, 3, 0, 1, 1, 0, tuple(chained(1, 3, configured=THREE)[1:])))
+    assert [(m.to, m.index) for m in follower.run() if isinstance(m, AppendResponse)] == [(3, 2)]
+
+
+def test_a_site_knows_a_leader_that_only_an_uncommitted_configuration_leaves_out() -> None:
+    """Else it would refuse to talk to the one that can tell it that this configuration is void."""
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    cluster.cut(1)
+    others = [cluster.sites[site].core for site in (2, 3)]
+    while not (elected := [core for core in others if core.role is Role.LEADER]):
+        for core in others:
+            core.tick()
+        cluster.settle()
+    next_leader = elected[0]
+    leader.propose_change(Change.REMOVE, THREE.servers[next_leader.site], leader.configuration_index)
+    assert leader.configuration is not None
+    assert next_leader.site not in leader.configuration
+    assert next_leader.introduction < leader.configuration_index
+    assert leader.knows(next_leader.site, next_leader.introduction)
+    assert next_leader.knows(1, leader.introduction)
+    assert set(leader.acquaintances) == {1, 2, 3}
+    cluster.heal()
+    cluster.tick(LIMITS.election_ticks)
+    assert leader.configuration == THREE
+
+
+def test_a_site_that_a_committed_configuration_leaves_out_is_a_stranger() -> None:
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    leader.propose_change(Change.REMOVE, THREE.servers[2], leader.configuration_index)
+    cluster.settle()
+    assert not leader.knows(2, 1)
+    assert leader.knows(2, leader.configuration_index + 1), "it was added again, and this site was away"
+    assert set(leader.acquaintances) == {1, 3}
+
+
 def test_nothing_is_said_in_a_term_that_is_not_on_disk() -> None:
     follower = Driven(2, store([1], THREE))
     follower.core.step(Heartbeat(2, 1, 9, 0, 0, 1))
