@@ -26,7 +26,7 @@ def main() -> int:
             rate = done / (time.monotonic() - began)
             print(f"{done} seeds, {len(failures)} failed, {rate:.0f} seeds/s", flush=True)
     if failures:
-        print(explain(min(failures).seed))
+        print(explain(min(failures)))
     took = time.monotonic() - began
     print(f"{arguments.seeds} seeds from {arguments.start} on: {len(failures)} failed, {took:.1f} s")
     return 1 if failures else 0

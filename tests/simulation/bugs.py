@@ -10,7 +10,15 @@ from mysqlraft.raft import Configuration, Entry, HardState, RaftCore, Ready, Rol
 from mysqlraft.raft.configuration import NOBODY
 from mysqlraft.raft.forward import Forwarder, Intake
 from mysqlraft.raft.log import RaftLog
-from mysqlraft.raft.messages import AppendRequest, AppendResponse, Forward, ForwardStatus, VoteRequest, VoteResponse
+from mysqlraft.raft.messages import (
+    AppendRequest,
+    AppendResponse,
+    Forward,
+    ForwardStatus,
+    HeartbeatResponse,
+    VoteRequest,
+    VoteResponse,
+)
 from mysqlraft.raft.quorum import agreed
 from mysqlraft.raft.sessions import SessionTable
 from mysqlraft.raft.snapshot import Snapshot
@@ -19,6 +27,18 @@ from mysqlraft.raft.store import Base, Rebase
 Plant = Callable[[Callable[[Any, str, Any], None]], None]
 
 BUGS: dict[str, Plant] = {}
+RARE = {
+    "votes go to the longer log and not to the later term",
+    "a snapshot keeps a conflicting suffix",
+    "a snapshot drops what follows it",
+    "what was replaced is still acknowledged",
+    "the end of a write proves what has replaced it",
+    "forced members elect by majority",
+    "a leader is refused by whom only an uncommitted change has removed it",
+    "answers from before a removal count",
+    "a transfer has no end",
+}
+"""Those that it takes hundreds of seeds or more to find."""
 
 
 def bug(plant: Plant) -> Plant:
@@ -449,3 +469,205 @@ def a_snapshot_that_the_log_does_not_reach_is_forgotten(patch: Any) -> None:
         init(self, site, store, random, limits, None)
 
     patch(RaftCore, "__init__", forgetful)
+
+
+@bug
+def forced_members_elect_by_majority(patch: Any) -> None:
+    """After a disaster, though one of them alone may have what was committed."""
+    from mysqlraft.raft import core
+    from mysqlraft.raft.quorum import tally
+
+    patch(core, "tally", lambda voters, votes, unanimous=False: tally(voters, votes))
+
+
+@bug
+def a_leader_is_refused_by_whom_only_an_uncommitted_change_has_removed_it(patch: Any) -> None:
+    def knows(self: RaftCore, site: int, introduction: int) -> bool:
+        member = self.configuration is not None and site in self.configuration
+        return member or introduction > self.configuration_index
+
+    patch(RaftCore, "knows", knows)
+
+
+@bug
+def what_was_replaced_is_still_acknowledged(patch: Any) -> None:
+    advance = RaftCore.advance
+
+    def truncated(self: RaftCore) -> None:
+        self._truncations += 1
+
+    def talkative(self: RaftCore, ready: Ready) -> None:
+        promises = ready.promises
+        advance(self, ready)
+        ready.promises = promises
+
+    patch(RaftCore, "_truncated", truncated)
+    patch(RaftCore, "advance", talkative)
+
+
+@bug
+def the_end_of_a_write_proves_what_has_replaced_it(patch: Any) -> None:
+    advance = RaftCore.advance
+
+    def credulous(self: RaftCore, ready: Ready) -> None:
+        ready.truncations = self._truncations
+        advance(self, ready)
+
+    patch(RaftCore, "advance", credulous)
+
+
+@bug
+def a_follower_reads_at_its_own_commit(patch: Any) -> None:
+    from mysqlraft.raft.core import ReadState
+
+    read_index = RaftCore.read_index
+
+    def read(self: RaftCore, context: Any) -> None:
+        if self.role is Role.LEADER:
+            read_index(self, context)
+        else:
+            self._read_states.append(ReadState(context, self.log.commit))
+
+    patch(RaftCore, "read_index", read)
+
+
+@bug
+def all_attempts_to_read_have_the_same_id(patch: Any) -> None:
+    """etcd #20418."""
+    read_index = RaftCore.read_index
+
+    def read(self: RaftCore, context: Any) -> None:
+        self._next_attempt = 0
+        read_index(self, context)
+
+    patch(RaftCore, "read_index", read)
+
+
+@bug
+def answers_from_before_a_removal_count(patch: Any) -> None:
+    """raft-rs #571."""
+
+    def peer(self: RaftCore, m: Any) -> Any:
+        progress = self.progress.get(m.sender)
+        if progress is not None:
+            progress.active = True
+        return progress
+
+    patch(RaftCore, "_peer", peer)
+
+
+@bug
+def a_transfer_has_no_end(patch: Any) -> None:
+    """hashicorp #487: proposals are refused for ever."""
+    tick_leader = RaftCore._tick_leader
+
+    def patient(self: RaftCore) -> None:
+        self._transfer_elapsed = 0
+        tick_leader(self)
+
+    patch(RaftCore, "_tick_leader", patient)
+
+
+@bug
+def a_stalled_pipeline_stays_stalled(patch: Any) -> None:
+    """hashicorp #612."""
+    on_heartbeat_response = RaftCore._on_heartbeat_response
+    from mysqlraft.raft import core
+
+    def trusting(self: RaftCore, m: Any) -> None:
+        progress = self.progress.get(m.sender)
+        if progress is not None:
+            progress.silent_ticks = min(progress.silent_ticks, self.limits.watchdog_ticks - 1)
+        on_heartbeat_response(self, m)
+
+    patch(core, "_HANDLERS", {**core._HANDLERS, HeartbeatResponse: trusting})
+
+
+@bug
+def commit_goes_where_the_leader_says(patch: Any) -> None:
+    def commit_to(self: RaftLog, index: int) -> bool:
+        moved = index != self.commit
+        self.commit = min(index, self.last_index)
+        return moved
+
+    def learn(self: RaftCore, commit: int) -> None:
+        self._commit(min(commit, self._verified))
+
+    patch(RaftLog, "commit_to", commit_to)
+    patch(RaftCore, "_learn_commit", learn)
+
+
+@bug
+def what_was_sent_is_not_sent_again(patch: Any) -> None:
+    """To the next leader only what comes now, as if all before it had committed."""
+
+    def restart(self: Forwarder) -> None:
+        self._start = True
+        self._silent_ticks = 0
+
+    patch(Forwarder, "restart", restart)
+
+
+@bug
+def a_new_term_is_not_recorded(patch: Any) -> None:
+    """Only votes are."""
+    ready = RaftCore.ready
+
+    def forgetful(self: RaftCore) -> Ready | None:
+        made = ready(self)
+        state = made.write.hard_state if made is not None and made.write is not None else None
+        if made is not None and made.write is not None and state is not None and state.vote == NOBODY:
+            self._hard_state_durable = state
+            made.write = made.write._replace(hard_state=None)
+        return made
+
+    patch(RaftCore, "ready", forgetful)
+
+
+@bug
+def a_few_votes_are_enough(patch: Any) -> None:
+    from mysqlraft.raft import core
+    from mysqlraft.raft.quorum import Vote
+
+    def tally(voters: Sequence[int], votes: Any, unanimous: bool = False) -> Vote:
+        return Vote.WON if any(votes.values()) else Vote.PENDING
+
+    patch(core, "tally", tally)
+
+
+@bug
+def a_lost_election_takes_its_term_back(patch: Any) -> None:
+    become_follower = RaftCore._become_follower
+
+    def become(self: RaftCore, term: int, leader: int, reason: str) -> None:
+        if reason == "a majority refused its vote" and self.role is Role.CANDIDATE:
+            term = self.term = self.term - 1
+        become_follower(self, term, leader, reason)
+
+    patch(RaftCore, "_become_follower", become)
+
+
+@bug
+def a_new_leader_goes_on_with_the_old_term(patch: Any) -> None:
+    """Its first entry has the term of the last one in its log, as another one's at that place may have."""
+    from mysqlraft.raft import EntryKind
+
+    def append(self: RaftCore, kind: EntryKind, payload: bytes) -> None:
+        log = self.log
+        log.append([Entry(log.last_index + 1, log.last_term, kind, payload=payload, previous_chain=log.last_chain)])
+
+    patch(RaftCore, "_append", append)
+
+
+@bug
+def a_snapshot_leaves_out_what_was_proposed_last(patch: Any) -> None:
+    """Whatever the FSM had in memory only."""
+    from tests.raft.ledger import Ledger
+
+    restore = Ledger.restore
+
+    def forgetful(self: Ledger, data: Any) -> None:
+        restore(self, data)
+        self.digest = 0
+
+    patch(Ledger, "restore", forgetful)

@@ -36,7 +36,9 @@ class Profile:
     delay: int
     """Messages take 1 to this long, drawn for each: so they overtake each other."""
     sync: int
-    """A disk write takes 0 to this long."""
+    """A disk write takes 0 to this long ..."""
+    slow: int
+    """... but eight times as long at this site, 0 for none."""
     turn: int
     """A site looks at its output 0 to this long after an input, and so sees several inputs at once."""
     witness: int
@@ -46,6 +48,8 @@ class Profile:
     duration: int
     damage: float
     """Probability that a chunk of a snapshot arrives damaged."""
+    introductions: bool
+    """Messages pass only between sites that would let each other in if they connected now."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,12 @@ def draw(seed: int) -> Schedule:
     random = Random(seed)
     special = Random(seed ^ 0xE1EC7)
     """Draws what was added later: so the rest of an old seed's schedule stays what it was."""
+    rare = Random(seed ^ 0x4A4E)
+    """The same, for what was added last."""
     voters = random.choice((1, 2, 3, 3, 3, 3, 4, 5, 5))
-    sites = voters + random.choice((0, 0, 0, 1))
+    if rare.random() < 0.04:
+        voters = rare.choice((6, 7, 8, 9))
+    sites = min(9, voters + random.choice((0, 0, 0, 1)))
     profile = Profile(
         sites=sites,
         voters=voters,
@@ -68,11 +76,13 @@ def draw(seed: int) -> Schedule:
         duplicate=random.choice((0.0, 0.02, 0.1)),
         delay=random.choice((2, 5, 15, 40)),
         sync=random.choice((0, 3, 10, 40)),
+        slow=rare.choice((0, 0, 0, 1 + seed % sites)),
         turn=random.choice((0, 0, 3)),
         witness=special.choice((0, 0, voters)) if voters > 1 else 0,
         priorities=tuple(special.choices((0, 0, 1, 5) if special.random() < 0.3 else (0,), k=sites)),
         duration=random.choice((60, 120, 200)) * TICK,
         damage=(0.0, 0.02, 0.3)[seed % 3],
+        introductions=rare.random() < 0.5,
     )
     events: list[Event] = []
     ids = range(1, sites + 1)
@@ -159,5 +169,57 @@ def draw(seed: int) -> Schedule:
             what = random.choice(("crash", "reset", "snapshot-leader", "snapshot-all", "propose-leader"))
             events.append(Event(when, what, site, random.choice(ids), random.randrange(1, 4)))
             events.append(Event(when + random.randrange(5 * TICK), "restart", site, 0, random.randrange(3)))
+    for _ in range(rare.choice((0, 0, 0, 1))):
+        # All sites lose their power at once, sometimes just after they took snapshots.
+        start = rare.randrange(profile.duration)
+        events.append(Event(start, rare.choice(("propose-leader", "snapshot-all")), 0, 0, rare.randrange(1, 5)))
+        events.append(Event(start + rare.randrange(2 * TICK), "propose-leader", 0, 0, rare.randrange(1, 5)))
+        events.append(Event(start + rare.randrange(1, 4 * TICK), "crash-all", 0, 0, rare.randrange(4)))
+        events.append(Event(start + rare.randrange(5 * TICK, 9 * TICK), "restart-all", 0, 0, rare.randrange(3)))
+    for _ in range(rare.choice((0, 0, 1, 3))):
+        # Proposals again that may be under way, or of a proposer that began anew while consensus went on.
+        start = rare.randrange(profile.duration)
+        what = rare.choice(("propose-again", "propose-again", "new-session"))
+        events.append(Event(start, what, rare.choice(ids), 0, rare.randrange(1, 9)))
+    for _ in range(rare.choice((0, 0, 0, 2))):
+        # A site reads again and again while others write.
+        start, site = rare.randrange(profile.duration), rare.choice(ids)
+        for _ in range(5):
+            start += rare.randrange(8)
+            events.append(Event(start, "read", site, 0, 0))
+            events.append(Event(start + 1, "propose-leader", 0, 0, 1))
+    if sites > 2:
+        for _ in range(rare.choice((0, 0, 0, 1))):
+            # Leadership is handed to a site that cannot be reached, late, so that nothing else ends that.
+            start, site = profile.duration - rare.randrange(TICK, 12 * TICK), rare.choice(ids)
+            events.append(Event(start, "isolate", site, 0, 0))
+            events.append(Event(start + 1, "transfer", 0, site, 0))
+            events.append(Event(start + rare.randrange(TICK, 20 * TICK), "heal", 0, 0, 0))
+        for _ in range(rare.choice((0, 0, 0, 1))):
+            # A site is removed, and another machine takes its place under its id.
+            start, site = rare.randrange(profile.duration), rare.choice(ids)
+            events.append(Event(start, "remove", site, 0, 0))
+            for wait in sorted(rare.randrange(1, 6 * TICK) for _ in range(3)):
+                events.append(Event(start + wait, "replace", site, 0, 0))
+                events.append(Event(start + wait + rare.randrange(4), "change", site, 0, 1))
+        for _ in range(rare.choice((0, 0, 0, 1, 3))):
+            # A leader hands over and is cut off at that moment: for a while there are two, and it is asked.
+            start = rare.randrange(profile.duration)
+            events.append(Event(start, "abdicate-leader", 0, rare.choice((0, *ids)), rare.randrange(1, 6)))
+            for _ in range(3):
+                later = start + rare.randrange(2 * TICK, 14 * TICK)
+                events.append(Event(later, "propose-leader", 0, 0, 1))
+                events.append(Event(later + rare.randrange(3 * TICK), "read-leader", 0, 0, 0))
+            events.append(Event(start + 20 * TICK, "heal", 0, 0, 0))
+        if rare.random() < 0.1:
+            # Of those that are left one may know more than all the others together.
+            start = profile.duration * 2 // 3 + rare.randrange(profile.duration // 3)
+            burning = rare.sample(ids, (sites + 1) // 2)
+            away = start - rare.randrange(1, 15 * TICK)
+            for site in [site for site in ids if site not in burning][1:]:
+                events.append(Event(away, "isolate", site, 0, 0))
+            for _ in range(3):
+                events.append(Event(rare.randrange(away, start), "propose-leader", 0, 0, rare.randrange(1, 5)))
+            events.append(Event(start, "disaster", 0, 0, sum(1 << (site - 1) for site in burning)))
     events.sort()
     return Schedule(profile, tuple(events))

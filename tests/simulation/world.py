@@ -6,10 +6,10 @@ applies it, lets the observer (checks.py) look at everything, and at the end hea
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from mysqlraft.raft import (
     Change,
@@ -26,9 +26,11 @@ from mysqlraft.raft import (
     bootstrap,
 )
 from mysqlraft.raft.messages import Message, SnapshotChunk, SnapshotChunkRequest
+from mysqlraft.raft.quorum import majority
+from mysqlraft.raft.recovery import recover
 from mysqlraft.raft.snapshot import SnapshotSender, SnapshotWork, chunk_checksum
 from tests.raft.ledger import Ledger
-from tests.simulation.checks import Checks, Violation
+from tests.simulation.checks import Checks, Read, Violation
 from tests.simulation.schedule import TICK, Event, Schedule
 
 LIMITS = Limits(
@@ -46,7 +48,7 @@ LIMITS = Limits(
 CALM_TICKS = 600
 """Within this long after the last fault everything has to be settled."""
 TRACE_LENGTH = 400
-QUIET_TICKS = 100
+QUIET_TICKS = 50
 """For so long, once all is settled, nobody else may take over where priorities differ."""
 
 
@@ -63,17 +65,27 @@ class Site:
             bootstrap(self.store, configuration)
         self.alive = True
         self.incarnation = 0
+        self.lost = False
+        """In a disaster: it never comes back."""
+        self.term = 0
+        """The greatest term ..."""
         self.commit = 0
-        """The greatest commit index seen in this incarnation."""
+        """... and commit index seen in this incarnation."""
+        self.acknowledged = (0, 0)
+        """The last entry that it has told a leader to have, and its chain."""
         self.led = 0
         """The term that it led when it was last looked at, 0 if it did not lead."""
         self.recent_last: deque[int] = deque(maxlen=2 * LIMITS.election_ticks)
         """While it leads: the last index of its log at each of its last ticks."""
         self.session = 1
         self.sequence = 0
+        self.reads: list[tuple[int, Read]] = []
+        """(index, read): those that may be served when so much is applied."""
         self.period = world.random.choice((8, 9, 10, 10, 10, 11, 12))
         """Its clock's tick, in units of time: clocks differ."""
         self.stalled_until = 0
+        self._sync_time = (world.schedule.profile.sync + 1) * (8 if number == world.schedule.profile.slow else 1)
+        """Its disk takes less than this for a write."""
         self.outstanding: deque[Ready] = deque()
         self._turn_pending = False
         self._snapshot_work: deque[SnapshotWork] = deque()
@@ -84,13 +96,16 @@ class Site:
     def _new_participant(self) -> Participant:
         latest = self.snapshots.latest()
         participant = Participant(self.id, self.store, Random(self._world.random.getrandbits(32)), LIMITS, latest)
-        self.commit = participant.core.log.commit
+        self.term, self.commit = participant.core.term, participant.core.log.commit
         self.ledger = Ledger()
         if latest is not None:
             self.ledger.restore(self.snapshots.data(latest))
         return participant
 
     def crash(self, survivors: int) -> None:
+        """Of the writes that are not synced the first `survivors` are there nevertheless, and often a part of the one
+        after those: the core must not rely on a batch being atomic."""
+        world = self._world
         self.alive = False
         self.led = 0
         self.incarnation += 1
@@ -98,8 +113,9 @@ class Site:
         self._turn_pending = False
         self._snapshot_work.clear()
         self._senders.clear()
-        self.store.crash(survivors)
-        self.snapshots.crash(self._world.random.randrange(2000), self._world.random.random() < 0.2)
+        self.reads.clear()
+        self.store.crash(survivors, world.below(8))
+        self.snapshots.crash(world.below(2000), world.below(5) == 0)
 
     def restart(self, how: int) -> None:
         """`how` 0: the replica process outlived the consensus process, and proposes again, in the same session, what
@@ -113,16 +129,33 @@ class Site:
                 payload = self._world.checks.proposed[self.id, self.session, sequence]
                 self.participant.propose(self.session, sequence, payload)
         else:
-            self.session += 1
-            self.sequence = 0
+            self.begin_session()
         self.turn()
 
+    def begin_session(self) -> None:
+        """The replica process begins anew."""
+        self.session += 1
+        self.sequence = 0
+
     def propose(self, count: int) -> None:
+        checks = self._world.checks
         for _ in range(count):
             self.sequence += 1
-            payload = b"%d/%d/%d" % (self.id, self.session, self.sequence) * self._world.random.choice((1, 5, 40))
-            self._world.checks.proposed[self.id, self.session, self.sequence] = payload
+            key = (self.id, self.session, self.sequence)
+            payload = b"%d/%d/%d" % key * (1, 5, 40)[self._world.below(3)]
+            checks.proposed[key] = payload
+            checks.history.asked(key)
             self.participant.propose(self.session, self.sequence, payload)
+
+    def propose_again(self, count: int) -> None:
+        """A client that does not know what became of its last proposals."""
+        proposed = self._world.checks.proposed
+        for sequence in range(max(1, self.sequence - count), self.sequence + 1):
+            self.participant.propose(self.session, sequence, proposed[self.id, self.session, sequence])
+
+    def read(self) -> None:
+        checks = self._world.checks
+        self.participant.core.read_index(Read(len(checks.committed), checks.history.returned))
 
     def input_taken(self) -> None:
         """Look at the output, now or a little later."""
@@ -130,8 +163,7 @@ class Site:
         if wait and not self._world.calm:
             if not self._turn_pending:
                 self._turn_pending = True
-                incarnation = self.incarnation
-                self._world.after(self._world.random.randrange(wait + 1), lambda: self._late_turn(incarnation))
+                self._world.after(self._world.below(wait + 1), self._late_turn, self.incarnation)
         else:
             self.turn()
 
@@ -141,16 +173,16 @@ class Site:
             self.turn()
 
     def turn(self) -> None:
+        """As node.py does it: one Ready for all inputs since the last."""
         world = self._world
-        while (ready := self.participant.ready()) is not None:
+        ready = self.participant.ready()
+        if ready is not None:
             world.checks.ready(self, ready)
             for transition in ready.transitions:
                 world.note("site", self.id, transition)
             for read in ready.read_states:
-                if read.index < read.context:
-                    raise Violation(
-                        f"linearizable read: site {self.id} may read at {read.index}, {read.context} was committed"
-                    )
+                world.checks.may_read(self, read.index, read.context)
+                self.reads.append((read.index, read.context))
             for message in ready.messages:
                 world.send(self, message)
             if ready.write is not None or ready.promises:
@@ -165,21 +197,38 @@ class Site:
                 self._snapshot_work.append(work)
                 if len(self._snapshot_work) == 1:
                     self._begin_snapshot_work()
-        self._apply()
+        log = self.participant.core.log
+        if self.ledger.index < log.commit and self.ledger.index < log.stable:
+            self._apply()
+        if self.reads:
+            self._serve_reads()
 
     def _apply(self) -> None:
         """Feed the FSM what is committed and on disk here, from a snapshot if the log does not reach back so far."""
-        log = self.participant.core.log
+        log, ledger, checks = self.participant.core.log, self.ledger, self._world.checks
         base, end = log.base.index, min(log.commit, log.stable)
-        if self.ledger.index < base <= end:
+        if ledger.index < base <= end:
             latest = self.snapshots.latest()
             if latest is None or latest.last_index < base:
-                raise Violation(f"site {self.id} has compacted up to {base} and holds no snapshot of that: {latest}")
-            self.ledger.restore(self.snapshots.data(latest))
-        while self.ledger.index < end:
-            for entry in log.slice(self.ledger.index + 1, end, 10_000):
-                self.ledger.apply(entry)
-        self._world.checks.applied(self)
+                raise Violation(
+                    "compaction", f"site {self.id} has compacted up to {base} and holds no snapshot of that: {latest}"
+                )
+            ledger.restore(self.snapshots.data(latest))
+        while ledger.index < end:
+            for entry in log.slice(ledger.index + 1, end, 10_000):
+                counted = ledger.count
+                ledger.apply(entry)
+                if entry.origin == self.id and ledger.count > counted:
+                    checks.history.write_returned((entry.origin, entry.session, entry.sequence), entry.index)
+        checks.applied(self)
+
+    def _serve_reads(self) -> None:
+        waiting, self.reads = self.reads, []
+        for index, read in waiting:
+            if index <= self.ledger.index:
+                self._world.checks.history.read_returned(self.id, self.ledger.index, read)
+            else:
+                self.reads.append((index, read))
 
     def snapshot(self, trailing: int) -> None:
         """Take one of what is applied, and compact the log but for so many entries before it."""
@@ -201,11 +250,11 @@ class Site:
         wanted = (request.last_index, request.snapshot_checksum)
         snapshot = next((each for each in self.snapshots.saved if (each.last_index, each.checksum) == wanted), None)
         if snapshot is None:
-            raise Violation(f"site {self.id} does not hold the snapshot any more that it offered: {request}")
+            raise Violation("compaction", f"site {self.id} does not hold the snapshot that it offered: {request}")
         while (chunk := sender.next(LIMITS.snapshot_chunk_bytes)) is not None:
             data = self.snapshots.read(snapshot, *chunk)
             checksum = chunk_checksum(data)
-            if not self._world.calm and self._world.random.random() < self._world.schedule.profile.damage:
+            if not self._world.calm and self._world.chance(self._world.schedule.profile.damage):
                 data = bytes([data[0] ^ 1]) + data[1:]
             self._world.send(
                 self,
@@ -216,9 +265,8 @@ class Site:
 
     def _begin_snapshot_work(self) -> None:
         world = self._world
-        delay = 0 if world.calm else world.random.randrange(world.schedule.profile.sync + 1)
-        incarnation = self.incarnation
-        world.after(delay, lambda: self._snapshot_work_done(incarnation))
+        delay = 0 if world.calm else world.below(self._sync_time)
+        world.after(delay, self._snapshot_work_done, self.incarnation)
 
     def _snapshot_work_done(self, incarnation: int) -> None:
         if not self.alive or incarnation != self.incarnation:
@@ -234,20 +282,20 @@ class Site:
 
     def _begin_sync(self) -> None:
         world = self._world
-        delay = 0 if world.calm else world.random.randrange(world.schedule.profile.sync + 1)
+        delay = 0 if world.calm else world.below(self._sync_time)
         if world.time < self.stalled_until:
             delay += self.stalled_until - world.time
-        incarnation = self.incarnation
-        world.after(delay, lambda: self._synced(incarnation, len(self.outstanding)))
+        world.after(delay, self._synced, self.incarnation, len(self.outstanding))
 
     def _synced(self, incarnation: int, count: int) -> None:
-        """The disk is done with all that was there when the sync began."""
+        """The disk is done with all that was there when the sync began; what has come since waits for the next."""
         if not self.alive or incarnation != self.incarnation:
             return
-        for _ in range(min(count, len(self.outstanding))):
-            ready = self.outstanding.popleft()
+        done = [self.outstanding.popleft() for _ in range(count)]
+        for ready in done:
             if ready.write is not None:
                 self.store.sync()
+        for ready in done:
             self.participant.advance(ready)
             for message in ready.promises:
                 self._world.send(self, message)
@@ -262,12 +310,14 @@ class World:
     def __init__(self, seed: int, schedule: Schedule) -> None:
         self.schedule = schedule
         self.random = Random(seed ^ 0x5EED)
+        self._draw = self.random.random
         self.time = 0
         self.calm = False
-        self._heap: list[tuple[int, int, Callable[[], None]]] = []
-        self._count = 0
+        self._queue: defaultdict[int, list[tuple[Callable[..., None], tuple[Any, ...]]]] = defaultdict(list)
+        """time -> what happens then, in order."""
         self._cut: set[tuple[int, int]] = set()
-        self.trace: deque[tuple[object, ...]] = deque(maxlen=TRACE_LENGTH)
+        self.trace: deque[tuple[Any, ...]] = deque(maxlen=TRACE_LENGTH)
+        """(when, what, about what ...), the last of them."""
         profile = schedule.profile
         configuration = Configuration(
             Server(
@@ -285,43 +335,52 @@ class World:
         for site in range(1, profile.sites + 1):
             self.sites[site] = Site(site, self, configuration if site <= profile.voters else None)
         for each in self.sites.values():
-            self.after(self.random.randrange(TICK), lambda each=each: self._tick(each))  # type: ignore[misc]
+            self.after(self.below(TICK), self._tick, each)
 
-    def note(self, *what: object) -> None:
-        self.trace.append((self.time, *what))
+    def note(self, what: str, *about: object) -> None:
+        self.trace.append((self.time, what, *about))
 
-    def after(self, delay: int, action: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._heap, (self.time + delay, self._count, action))
+    def below(self, bound: int) -> int:
+        """One of 0 .. bound-1; randrange takes five times as long."""
+        return int(self._draw() * bound)
+
+    def chance(self, probability: float) -> bool:
+        return self._draw() < probability
+
+    def after(self, delay: int, action: Callable[..., None], *arguments: Any) -> None:
+        self._queue[self.time + delay].append((action, arguments))
 
     # ---- the run --------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Raises Violation."""
         for event in self.schedule.events:
-            self.after(event.time, lambda event=event: self._apply(event))  # type: ignore[misc]
+            self.after(event.time, self._apply, event)
         self._run_until(self.schedule.profile.duration)
         self._calm_down()
         deadline = self.time + CALM_TICKS * TICK
         while not self._settled():
             if self.time >= deadline:
-                raise Violation(f"liveness: not settled {CALM_TICKS} ticks after the last fault: {self._unsettled()}")
+                raise Violation("liveness", f"not settled {CALM_TICKS} ticks after the last fault: {self._unsettled()}")
             self._run_until(self.time + 5 * TICK)
         if any(self.schedule.profile.priorities) or self.schedule.profile.witness:
             terms = {site.id: site.participant.core.term for site in self._members()}
             self._run_until(self.time + QUIET_TICKS * TICK)
             if terms != {site.id: site.participant.core.term for site in self._members()}:
-                raise Violation(f"flapping: the leadership moved after all was settled: {self._unsettled()}")
+                raise Violation("flapping", f"the leadership moved after all was settled: {self._unsettled()}")
 
     def _run_until(self, end: int) -> None:
-        heap = self._heap
-        while heap and heap[0][0] <= end:
-            self.time, _, action = heapq.heappop(heap)
-            action()
+        queue = self._queue
+        for now in range(self.time, end + 1):
+            if now in queue:
+                self.time = now
+                for action, arguments in queue[now]:  # it may grow meanwhile
+                    action(*arguments)
+                del queue[now]
         self.time = end
 
     def _tick(self, site: Site) -> None:
-        self.after(site.period, lambda: self._tick(site))
+        self.after(site.period, self._tick, site)
         if site.alive:
             site.participant.tick()
             core = site.participant.core
@@ -335,21 +394,17 @@ class World:
 
     def send(self, site: Site, message: Message) -> None:
         self.checks.sent(site, message)
-        if message.to not in self.sites:
-            raise Violation(f"message to a site that does not exist: {message}")
-        profile, random = self.schedule.profile, self.random
-        if self.calm:
-            self._deliver_after(random.randrange(1, 4), message)
-            return
-        if (site.id, message.to) in self._cut or random.random() < profile.drop:
+        profile = self.schedule.profile
+        if profile.introductions and not self._acquainted(site, self.sites[message.to]):
+            self.note("no connection", message)
+        elif self.calm:
+            self.after(1 + self.below(3), self._deliver, message)
+        elif (site.id, message.to) in self._cut or self.chance(profile.drop):
             self.note("lost", message)
-            return
-        self._deliver_after(random.randrange(1, profile.delay + 1), message)
-        if random.random() < profile.duplicate:
-            self._deliver_after(random.randrange(1, 4 * profile.delay + 1), message)
-
-    def _deliver_after(self, delay: int, message: Message) -> None:
-        self.after(delay, lambda: self._deliver(message))
+        else:
+            self.after(1 + self.below(profile.delay), self._deliver, message)
+            if self.chance(profile.duplicate):
+                self.after(1 + self.below(4 * profile.delay), self._deliver, message)
 
     def _deliver(self, message: Message) -> None:
         site = self.sites[message.to]
@@ -357,6 +412,15 @@ class World:
             self.note("arrives", message)
             site.participant.step(message)
             site.input_taken()
+
+    @staticmethod
+    def _acquainted(sender: Site, receiver: Site) -> bool:
+        """Whether there would be connections between two sites that have just started: each has to know the other as
+        a member, or believe what it says when it introduces itself. Those that exist last longer."""
+        one, other = sender.participant.core, receiver.participant.core
+        return not receiver.alive or (
+            one.knows(other.site, other.introduction) and other.knows(one.site, one.introduction)
+        )
 
     # ---- the schedule ---------------------------------------------------------------------------------------------
 
@@ -369,13 +433,14 @@ class World:
             self._cut.clear()
         elif event.what == "transfer":
             self._transfer(event.other)
-        elif event.what == "snapshot-all":
+        elif event.what == "disaster":
+            self._disaster(event.number)
+        elif event.what in ("snapshot-all", "crash-all"):
             for each in self.sites.values():
-                if each.alive:
-                    self._apply_to(each, event._replace(what="snapshot"))
+                self._apply_to(each, event._replace(what=event.what.removesuffix("-all")))
         elif event.what == "restart-all":
             for each in self.sites.values():
-                if not each.alive:
+                if not (each.alive or each.lost):
                     each.restart(event.number)
         elif event.what.endswith("-leader"):
             self._apply_to_leaders(event)
@@ -397,11 +462,18 @@ class World:
     def _apply_to(self, site: Site, event: Event) -> None:
         others = [number for number in self.sites if number != site.id]
         if event.what == "restart":
-            if not site.alive:
+            if not (site.alive or site.lost):
                 site.restart(event.number)
         elif not site.alive:
             return
         elif event.what == "propose":
+            site.propose(event.number)
+            site.input_taken()
+        elif event.what == "propose-again":
+            site.propose_again(event.number)
+            site.input_taken()
+        elif event.what == "new-session":
+            site.begin_session()
             site.propose(event.number)
             site.input_taken()
         elif event.what == "snapshot":
@@ -421,20 +493,25 @@ class World:
             site.participant.connection_lost(event.other)
             site.input_taken()
         elif event.what == "read":
-            site.participant.core.read_index(len(self.checks.committed))
+            site.read()
             site.input_taken()
-        elif event.what in ("change", "demote", "promote", "set"):
+        elif event.what == "abdicate":
+            self._transfer(event.other, site)
+            self.after(event.number, self._apply_to, site, event._replace(what="isolate"))
+        elif event.what == "replace":
+            self._replace(site)
+        elif event.what in ("change", "demote", "promote", "remove", "set"):
             self._change(event)
         elif event.what == "late-change":
             for leader in self._leaders():
                 known = leader.participant.core.configuration_index
-                self.after(event.other, lambda known=known: self._change(event, known))  # type: ignore[misc]
+                self.after(event.other, self._change, event, known)
 
     def _leaders(self) -> list[Site]:
         return [site for site in self.sites.values() if site.alive and site.participant.core.role is Role.LEADER]
 
-    def _transfer(self, target: int) -> None:
-        for leader in self._leaders():
+    def _transfer(self, target: int, *leaders: Site) -> None:
+        for leader in leaders or self._leaders():
             try:
                 leader.participant.core.transfer(target)
             except (NotLeader, ConfigurationError):
@@ -446,14 +523,14 @@ class World:
         site, number = event.site, event.number
         for leader in () if self.calm else self._leaders():
             core = leader.participant.core
-            if core.configuration is None:
+            if core.configuration is None or self.sites[site].lost:
                 continue
             present = core.configuration.servers.get(site)
             if present is None:
                 change = Change.ADD_NONVOTER
             elif event.what == "set":
                 change = Change.READDRESS if number < 3 else Change.PRIORITIZE
-            elif event.what in ("promote", "demote"):
+            elif event.what in ("promote", "demote", "remove"):
                 change = Change(event.what)
             elif not present.voter:
                 change = Change.PROMOTE
@@ -468,10 +545,18 @@ class World:
             except (NotLeader, ConfigurationError):
                 continue
             if known is not None and known != latest:
-                raise Violation(f"compare-and-set: site {core.site} took a change of {known}, but {latest} is in force")
+                raise Violation("compare-and-set", f"site {core.site} took a change of {known}, {latest} is in force")
             if change is Change.PROMOTE and not self.checks.holds(core.log, self.sites[site].store, needed):
-                raise Violation(f"catch-up: site {site} is promoted without entry {needed} on its disk")
+                raise Violation("catch-up", f"site {site} is promoted without entry {needed} on its disk")
             leader.input_taken()
+
+    def _replace(self, site: Site) -> None:
+        """By one with empty disks, if it is no member any more."""
+        if not self.checks.is_member(site.id):
+            site.crash(0)
+            site.store, site.snapshots = MemoryStore(), MemorySnapshotStore()
+            self.checks.replaced(site)
+            site.restart(1)
 
     @staticmethod
     def _to_catch_up(leader: Site) -> int:
@@ -485,6 +570,45 @@ class World:
             first -= 1
         return first if core.log.term(first - 1) is not None else 0  # where its term began is compacted away
 
+    def _disaster(self, burning: int) -> None:
+        """The sites in `burning` (a bit each) never come back. If that leaves no majority, the others are stopped and
+        recovered as the cluster's only members. Those of them whose log is behind their snapshot do not count as left:
+        a log is what can be recovered."""
+        known = [
+            configuration
+            for site in self.sites.values()
+            for _, configuration in site.participant.core.log.configurations[-1:]
+        ]
+        leaders = self._leaders()
+        before = leaders[-1].participant.core.configuration if leaders else known[0] if known else None
+        if before is None:
+            return
+        left: dict[int, Site] = {}
+        for number in before.servers:
+            site = self.sites[number]
+            latest = site.snapshots.latest()
+            behind = latest is not None and latest.last_index > site.store.last_index
+            if not (burning >> (number - 1) & 1 or site.lost or behind or site.store.last_index == 0):
+                left[number] = site
+        voters = [number for number in before.voters if number in left]
+        if len(voters) >= majority(len(before.voters)) or all(before.servers[each].witness for each in left):
+            return
+        members = Configuration(before.servers[number]._replace(voter=True) for number in left)
+        self._cut.clear()
+        for when, actions in self._queue.items():
+            if when > self.time:
+                actions[:] = [each for each in actions if each[0] != self._deliver]
+        for site in self.sites.values():
+            if site.alive:
+                site.crash(0)
+            site.lost = site.id not in left
+        for site in left.values():
+            recover(site.store, site.id, members)
+        self.checks.disaster([site.store for site in left.values()], members)
+        for site in left.values():
+            self.note("site", site.id, "is recovered with", members)
+            self.after(1, self._apply_to, site, Event(self.time, "restart", site.id, 0, 1))
+
     # ---- the end --------------------------------------------------------------------------------------------------
 
     def _calm_down(self) -> None:
@@ -492,6 +616,8 @@ class World:
         self.note("CALM")
         self._cut.clear()
         for site in self.sites.values():
+            if site.lost:
+                continue
             site.stalled_until = 0
             if not site.alive:
                 site.restart(1)
