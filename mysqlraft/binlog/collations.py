@@ -122,19 +122,25 @@ class Collations:
             return self._binary(charset, width)
         levels = "_0900_" in name
 
+        def asked(*texts: str) -> list[bytes]:
+            found = self._query("SELECT " + ", ".join(f"WEIGHT_STRING({text}{self._level})" for text in texts))[0]
+            return [_first_level(bytes(each or b"")) if levels else bytes(each or b"") for each in found]
+
+        def literal(value: bytes) -> str:
+            return f"_{charset} 0x{value.hex()} COLLATE {name}" if value else f"_{charset} '' COLLATE {name}"
+
         def weights(value: bytes, characters: int = 0, *, trim: bool = False) -> bytes:
-            text = f"_{charset} 0x{value.hex()} COLLATE {name}" if value else f"_{charset} '' COLLATE {name}"
+            text = literal(value)
             if characters:
                 text = f"LEFT({text}, {characters})"
             if trim:
                 text = f"RTRIM({text})"
-            found = self._query(f"SELECT WEIGHT_STRING({text}{self._level})")[0][0] or b""
-            return _first_level(bytes(found)) if levels else bytes(found)
+            return asked(text)[0]
 
         if charset in _NOT_ASCII:
             space = weights(" ".encode({"utf16le": "utf-16-le", "utf32": "utf-32-be"}.get(charset, "utf-16-be")))
             return Fold(lambda value, n: _strip(weights(value, n, trim=True), space), None)
-        single = [weights(bytes((code,))) for code in range(128)]
+        single = asked(*(literal(bytes((code,))) for code in range(128)))
         lengths = {len(weight) for weight in single if weight}
         sample = _sample()
         if len(lengths) != 1 or weights(sample) != b"".join(single[code] for code in sample):

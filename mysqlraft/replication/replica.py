@@ -66,7 +66,7 @@ EXIT_FAILED = 1
 REPORT_SECONDS = 0.5
 START_REPORT_SECONDS = 0.1
 """While it starts, somebody waits for it."""
-PREFLIGHT_SECONDS = 10.0
+PREFLIGHT_SECONDS = 3.0
 GUARD_SECONDS = 1.0
 """How often tables that keep capture from going on are looked at again."""
 STOP_SECONDS = 5.0

@@ -11,6 +11,7 @@ from typing import Any
 import pymysql
 import pytest
 
+from mysqlraft.replication import apply_session
 from mysqlraft.replication.apply import ApplyState
 from mysqlraft.replication.entry import Ddl, Flavour, Payload, PayloadKind, Position, decode
 from mysqlraft.sandbox.servers import Engine, Server
@@ -218,7 +219,8 @@ def test_the_application_holds_a_lock(servers: LendServers) -> None:
         same_everywhere(sites, "s.t")
 
 
-def test_a_server_that_refuses_writes(servers: LendServers) -> None:
+def test_a_server_that_refuses_writes(servers: LendServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply_session, "METADATA_LOCK_WAIT", 1)
     with cluster(servers(2)) as sites:
         one, two = sites
         # The account of these tests is an administrator: only this stops it, as it would anybody.
