@@ -13,20 +13,9 @@ import yaml
 from mysqlraft import config, keys
 from mysqlraft.cli.config import reference
 from mysqlraft.config import Address, Config, ConfigError
+from tests.harness.daemons import MINIMAL
 
 ROOT = Path(__file__).parent.parent
-
-MINIMAL = """\
-cluster:
-  id: test
-  sites:
-    - {id: 1, name: tokyo, address: "127.0.0.1:7450"}
-    - {id: 2, name: oslo, address: "127.0.0.1:7460"}
-site: tokyo
-data_dir: data
-insecure: true
-mysql: {user: root}
-"""
 
 
 def read(text: str) -> Config:

@@ -19,21 +19,9 @@ from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position,
 from mysqlraft.replication.replica import Reader, Replica, dump_server_id
 from mysqlraft.replication.state import ReplicationState
 from mysqlraft.sandbox.servers import Server
+from tests.harness.daemons import MINIMAL
 
-SETTINGS = config.parse(
-    """\
-cluster:
-  id: test
-  sites:
-    - {id: 1, name: tokyo, address: "127.0.0.1:7450"}
-    - {id: 2, name: oslo, address: "127.0.0.1:7460"}
-site: tokyo
-data_dir: data
-insecure: true
-mysql: {user: root}
-""",
-    Path("test.yaml"),
-)
+SETTINGS = config.parse(MINIMAL, Path("test.yaml"))
 START = Position("binlog.000001", 157)
 
 

@@ -13,6 +13,19 @@ from typing import Any
 
 import yaml
 
+MINIMAL = """\
+cluster:
+  id: test
+  sites:
+    - {id: 1, name: tokyo, address: "127.0.0.1:7450"}
+    - {id: 2, name: oslo, address: "127.0.0.1:7460"}
+site: tokyo
+data_dir: data
+insecure: true
+mysql: {user: root}
+"""
+"""The least that a file has to say, for two sites that nobody starts."""
+
 MYSQLRAFT = (sys.executable, "-m", "mysqlraft")
 
 

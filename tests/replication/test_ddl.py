@@ -130,15 +130,20 @@ def test_a_statement_that_fails_stops_the_site_and_a_new_start_goes_on(servers: 
         same_everywhere(sites, "s.t", "s.there")
 
 
+def at_once(sites: list[SiteUnderTest], *statements: str) -> None:
+    """The first sites run a statement each, before any of them hears of the others'."""
+    for site in sites:
+        site.link.held = True
+    for site, statement in zip(sites, statements, strict=False):
+        site.execute(statement)
+    wait_for(lambda: all(site.link.kept for site in sites[: len(statements)]), 30, sites)
+    for site in sites:
+        site.link.release()
+
+
 def test_statements_of_two_sites_at_once_stop_every_site(servers: LendServers) -> None:
     with cluster(servers(3)) as sites:
-        for site in sites:
-            site.link.held = True
-        sites[0].execute("ALTER TABLE s.t ADD COLUMN one INT")
-        sites[1].execute("ALTER TABLE s.t ADD COLUMN two INT")
-        wait_for(lambda: all(site.link.kept for site in sites[:2]), 30, sites)
-        for site in sites:
-            site.link.release()
+        at_once(sites, "ALTER TABLE s.t ADD COLUMN one INT", "ALTER TABLE s.t ADD COLUMN two INT")
         reasons = {site.wait_stopped() for site in sites}
         (reason,) = reasons
         assert "another site changed s.t at the same time" in reason
@@ -166,13 +171,7 @@ def test_triggers_of_tables_that_are_not_replicated(servers: LendServers) -> Non
 
 def test_copies_of_a_definition_that_another_site_changes(servers: LendServers) -> None:
     with cluster(servers(2)) as sites:
-        for site in sites:
-            site.link.held = True
-        sites[0].execute("ALTER TABLE s.t ADD COLUMN one INT")
-        sites[1].execute("CREATE TABLE s.copy LIKE s.t")
-        wait_for(lambda: all(site.link.kept for site in sites), 30, sites)
-        for site in sites:
-            site.link.release()
+        at_once(sites, "ALTER TABLE s.t ADD COLUMN one INT", "CREATE TABLE s.copy LIKE s.t")
         (reason,) = {site.wait_stopped() for site in sites}
         assert "another site changed s.copy, s.t at the same time" in reason
 
@@ -274,12 +273,7 @@ def test_a_statement_that_commutes_does_not_mind_being_raced(servers: LendServer
 
 def test_tables_made_at_two_sites_at_once(servers: LendServers) -> None:
     with cluster(servers(2)) as sites:
-        for site in sites:
-            site.link.held = True
-            site.execute(f"CREATE TABLE s.made_{site.number} (id INT PRIMARY KEY)")
-        wait_for(lambda: all(site.link.kept for site in sites), 30, sites)
-        for site in sites:
-            site.link.release()
+        at_once(sites, *(f"CREATE TABLE s.made_{site.number} (id INT PRIMARY KEY)" for site in sites))
         settle(sites)
         same_everywhere(sites, "s.made_1", "s.made_2")
 
