@@ -31,7 +31,7 @@ _ATTEMPTS = 50
 _PAUSE_SECONDS = 0.02
 SPARE_BYTES = 256 << 20
 """The daemon's disk is never filled up to less than this."""
-REMEDY = "empty the directory and let the site rejoin the cluster; never cut its log"
+REMEDY = "remove the site from the cluster, empty the directory and let it rejoin as a new member; never cut its log"
 
 
 class Finding(NamedTuple):
