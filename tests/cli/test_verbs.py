@@ -340,7 +340,7 @@ def test_log_verify(log: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -
     assert main(["log", "verify", "--config", path]) == 1
     shown = capsys.readouterr().out
     assert "entry 9 is corrupt: entry 9: payload checksum mismatch" in shown
-    assert "empty the directory and let the site rejoin the cluster" in shown
+    assert "empty the directory and let it rejoin as a new member" in shown
     assert main(["log", "verify", "--config", path, "--json"]) == 1
     finding, summary = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert finding["index"] == 9
