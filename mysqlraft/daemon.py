@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 import uvloop
 
-from mysqlraft import __version__, config, keys, logs, systemd
+from mysqlraft import __version__, collector, config, keys, logs, systemd
 from mysqlraft.admin.access import Access
 from mysqlraft.admin.actions import actions
 from mysqlraft.admin.api import admin_server
@@ -176,6 +176,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self._keep(stack, self._reloads())
+            collector.settle()
             systemd.notify("READY=1", "STATUS=started")
             self._node.failed.add_done_callback(lambda _: self._stop.set())
             await self._stop.wait()

@@ -228,6 +228,9 @@ class RaftCore:
         self._read_attempts: dict[int, Any] = {}
         """Follower: attempt -> context of reads that the leader has been asked about."""
 
+        self._sliced: tuple[int, int, tuple[Entry, ...], int] = (0, 0, (), 0)
+        """Leader: what the last append of this round holds, as (its first index, limit, entries, size): the next
+        follower mostly gets the same."""
         self._messages: list[Message] = []
         self._promises: list[Message] = []
         self._read_states: list[ReadState] = []
@@ -894,7 +897,8 @@ class RaftCore:
             if progress.state is ProgressState.SNAPSHOT and progress.match >= self.log.base.index:
                 progress.become_replicate()
             if news:
-                self._maybe_commit()
+                if progress.match > self.log.commit:
+                    self._maybe_commit()
                 self._hand_over_if_caught_up()
             if progress.match >= self.log.commit:
                 progress.catching_up = False
@@ -938,15 +942,17 @@ class RaftCore:
 
     def _send_due(self) -> None:
         """Fill every follower's pipeline, and tell everyone the commit index."""
-        log = self.log
+        last, commit = self.log.last_index, self.log.commit
+        self._sliced = (0, 0, (), 0)
         for site, progress in self.progress.items():
-            while (
-                progress.next_index <= log.last_index or progress.state is ProgressState.PROBE
-            ) and not progress.paused:
+            replicating = progress.state is ProgressState.REPLICATE
+            if replicating and progress.next_index > last and progress.announced_commit >= commit:
+                continue
+            while not progress.paused and (progress.next_index <= last or progress.state is ProgressState.PROBE):
                 self._send_append(site, progress)
-            if progress.announced_commit < log.commit and progress.state is ProgressState.REPLICATE:
-                progress.announced_commit = log.commit
-                self._messages.append(CommitNotice(site, self.site, self.term, log.commit))
+            if progress.announced_commit < commit and progress.state is ProgressState.REPLICATE:
+                progress.announced_commit = commit
+                self._messages.append(CommitNotice(site, self.site, self.term, commit))
         if self._heartbeat_due:
             self._heartbeat_due = False
             self._round += 1
@@ -966,13 +972,17 @@ class RaftCore:
             return
         probing = progress.state is ProgressState.PROBE
         limit = self.limits.probe_bytes if probing else self.limits.append_bytes
-        entries = tuple(self.log.slice(progress.next_index, self.log.last_index, limit))
+        first, limited, entries, size = self._sliced
+        if (first, limited) != (progress.next_index, limit):
+            entries = tuple(self.log.slice(progress.next_index, self.log.last_index, limit))
+            size = total_size(entries)
+            self._sliced = (progress.next_index, limit, entries, size)
         request = AppendRequest(
             site, self.site, self.term, progress.session, previous, previous_term, self.log.commit, entries
         )
         self._messages.append(request)
         progress.announced_commit = self.log.commit
-        progress.sent(previous + len(entries), len(entries), total_size(entries))
+        progress.sent(previous + len(entries), len(entries), size)
 
     # ---- snapshots for followers ----------------------------------------------------------------------------------
 

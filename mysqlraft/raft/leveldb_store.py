@@ -24,7 +24,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -150,6 +150,17 @@ class LevelDBStore:
         return found
 
     def write(self, writes: Sequence[Write]) -> None:
+        self._batched(writes)()
+
+    def prepare(self, writes: Sequence[Write]) -> Callable[[], None]:
+        # Here and not in the writing thread: the database gives up the interpreter's lock for every single record that
+        # is put into a batch, and would have to wait for it as often while the event loop is busy.
+        if any(write.rebase is not None or write.recovery is not None for write in writes):
+            return lambda: self._batched(writes)()  # it reads the disk
+        return self._batched(writes)
+
+    def _batched(self, writes: Sequence[Write]) -> Callable[[], None]:
+        """Put together what is to be written; the call of what it returns writes it."""
         base, last_index = self._base, self._last_index
         configured: list[int] = []
         hard_state, commit, bootstrapped = self._hard_state, self._commit, self._bootstrapped
@@ -193,9 +204,14 @@ class LevelDBStore:
                     commit = write.commit
             if commit != self._commit:
                 put(b"mcommit", _sealed(_U64.pack(commit)))
-            batch.write()
-        self._base, self._last_index, self._recovered = base, last_index, recovered
-        self._hard_state, self._commit, self._bootstrapped = hard_state, commit, bootstrapped
+
+        def written() -> None:
+            with self._errors("cannot be written"):
+                batch.write()
+            self._base, self._last_index, self._recovered = base, last_index, recovered
+            self._hard_state, self._commit, self._bootstrapped = hard_state, commit, bootstrapped
+
+        return written
 
     def sweep(self, count: int) -> bool:
         first, last = self._swept + 1, self._base.index

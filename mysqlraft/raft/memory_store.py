@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from xxhash import xxh3_64_intdigest
 
@@ -79,6 +79,9 @@ class MemoryStore:
         self.begin(writes)
         while self._queued:
             self.sync()
+
+    def prepare(self, writes: Sequence[Write]) -> Callable[[], None]:
+        return lambda: self.write(writes)
 
     def begin(self, writes: Sequence[Write]) -> None:
         if self.failure is not None:

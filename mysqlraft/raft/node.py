@@ -1,9 +1,9 @@
 """The driver: gives the pure part (participant.py) its clock, its network and its disk.
 
-One thread, the event loop's, owns all Raft state. Whatever comes in is fed to the participant at once, and one `_pump`
-at the end of the loop's turn takes out what is to be done for all of it together. Only the synced write runs in
-another thread; one is under way at a time, and all that is ready when it ends is the next one. So an idle site writes
-immediately, and a busy one writes large batches.
+One thread, the event loop's, owns all Raft state. Whatever comes in is fed to the participant at once, and `_pump`
+takes out what is to be done: immediately while nothing is being written, else once for all that came in this turn of
+the loop. Only the synced write runs in another thread; one is under way at a time, and all that is ready when it ends
+is the next one. So an idle site writes immediately, and a busy one writes large batches.
 """
 
 from __future__ import annotations
@@ -65,28 +65,27 @@ class _Waiter:
 class _Writer:
     """The thread that writes. It takes one batch at a time and reports back on the event loop."""
 
-    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
-        self._store = store
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._work: queue.SimpleQueue[tuple[list[Write], Any] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Callable[[], None], Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="raft-writer", daemon=True)
         self._thread.start()
 
-    def write(self, writes: list[Write], done: Any) -> None:
-        """Calls `done(error or None)` on the loop when the writes are durable."""
-        self._work.put((writes, done))
+    def write(self, prepared: Callable[[], None], done: Any) -> None:
+        """Calls `prepared()` (Store.prepare) and, when that is done, `done(error or None)` on the loop."""
+        self._work.put((prepared, done))
 
     def stop(self, done: Any) -> None:
         """Calls `done(None)` on the loop when all that was asked for is written."""
-        self._work.put(([], done))
+        self._work.put((lambda: None, done))
         self._work.put(None)
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            writes, done = work
+            prepared, done = work
             error: Exception | None = None
             try:
-                self._store.write(writes)
+                prepared()
             except Exception as failure:
                 error = failure
             if not self._loop.is_closed():
@@ -190,7 +189,7 @@ class Node:
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
         await self.transport.start(self._listen)
-        self._writer = _Writer(self._store, loop)
+        self._writer = _Writer(loop)
         self._set_peers()
         self._next_tick = loop.time() + self._tick_seconds
         self._ticker = loop.call_at(self._next_tick, self._tick)
@@ -213,6 +212,8 @@ class Node:
         if self._sweeping is not None:
             await self._sweeping
         if self._writer is not None:
+            if not self._writing and not self.failed.done() and (commit := self._core.commit_to_record()) is not None:
+                self._start_write([commit], [])
             await self._finish_writing(self._writer)
         stopped = ConnectionError("the node has stopped")
         for waiter in self._waiters:
@@ -557,7 +558,10 @@ class Node:
             self._participant.step(message)
         except Exception as error:
             self._fail(error)
-        self._schedule_pump()
+        if self._writing:
+            self._schedule_pump()
+        else:
+            self._pump()  # nothing to wait for: whoever is idle saves a turn of the loop
 
     def _on_reset(self, site: int) -> None:
         self._participant.connection_lost(site)
@@ -610,9 +614,11 @@ class Node:
         except Exception as error:
             self._fail(error)
             return
-        # The disk first: it works while the messages are packed and sent.
+        # The others first: their disks are to work at the same time as ours, whose thread waits for the interpreter
+        # anyway until this turn is over.
+        if ready.messages:
+            self.transport.send(ready.messages)
         self._start_next_write()
-        self.transport.send(ready.messages)
         self._tell_commit()
 
     def _take(self, ready: Ready) -> None:
@@ -676,9 +682,14 @@ class Node:
     def _start_write(self, writes: list[Write], batch: list[Ready]) -> None:
         if self._writer is None:
             return
+        try:
+            prepared = self._store.prepare(writes)
+        except Exception as error:
+            self._fail(error)
+            return
         self._writing = True
         begun = asyncio.get_running_loop().time()
-        self._writer.write(writes, lambda error: self._written(batch, begun, error))
+        self._writer.write(prepared, lambda error: self._written(batch, begun, error))
 
     def _written(self, batch: list[Ready], begun: float, error: Exception | None) -> None:
         self._writing = False
@@ -698,7 +709,8 @@ class Node:
         except Exception as failure:
             self._fail(failure)
             return
-        self.transport.send(promises)
+        if promises:
+            self.transport.send(promises)
         self._start_next_write()
         self._pump()
         self._tell_commit()

@@ -6,7 +6,7 @@ Reading is synchronous and may be done by the owner of the core while another th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from mysqlraft.raft.configuration import Configuration
@@ -123,6 +123,11 @@ class Store(LogStore, StableStore, Protocol):
 
     def write(self, writes: Sequence[Write]) -> None:
         """Make them durable, if any of them must be. Raises StoreError."""
+        ...
+
+    def prepare(self, writes: Sequence[Write]) -> Callable[[], None]:
+        """The same in two steps: this one never waits for the disk, and the call of what it returns, in whatever
+        thread, does the rest. One such pair at a time. Both raise StoreError."""
         ...
 
     def sweep(self, count: int) -> bool:

@@ -51,6 +51,8 @@ MAX_HELLO_BYTES = 4096
 HANDSHAKE_SECONDS = 5.0
 TLS_HELLO = 0x160301
 """How a TLS connection begins."""
+JOINED_BYTES = 64 * 1024
+"""A frame of at most so many bytes is copied to be written in one piece, which is cheaper than two."""
 BACKLOG = 100
 """Connections that may wait to be accepted."""
 MAX_STATUS_BYTES = 256 * 1024
@@ -109,7 +111,11 @@ class _Frames(asyncio.Protocol):
         self.peer_name = "?"
         self.closed = False
         self.max_frame = MAX_HELLO_BYTES
-        self._pending = bytearray()
+        self.heard_at = time.monotonic()
+        self._chunks: list[bytes] = []
+        """The beginning of a frame."""
+        self._missing = 0
+        """At least so many bytes of it are to come."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -119,37 +125,42 @@ class _Frames(asyncio.Protocol):
         self.closed = True
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at = time.monotonic()
+        if self._chunks:
+            self._chunks.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            data = b"".join(self._chunks)
+            self._chunks.clear()
         try:
-            if self._pending:
-                self._pending += data
-                consumed = self._split(memoryview(self._pending))
-                del self._pending[:consumed]
-            else:
-                consumed = self._split(memoryview(data))
-                if consumed < len(data):
-                    self._pending += data[consumed:]
+            self._split(data)
         except ProtocolError as error:
             self.on_garbage(str(error))
             self.abort()
 
-    def _split(self, view: memoryview) -> int:
-        """Hand over the whole frames in `view`; returns how many bytes they were."""
-        with view:
-            end, size = 0, len(view)
-            while size - end >= LENGTH.size and not self.closed:
-                (length,) = LENGTH.unpack_from(view, end)
-                if length > self.max_frame:
-                    if length >> 8 == TLS_HELLO:
-                        raise ProtocolError("it speaks TLS, which this site does not: one has tls, the other insecure")
-                    raise ProtocolError(f"frame of {length} bytes, at most {self.max_frame} are allowed")
-                start = end + LENGTH.size
-                if size - start < length:
-                    break
-                end = start + length
-                with view[start:end] as body:
-                    fields = wire.unpack(body)
-                self.on_frame(fields)
-            return end
+    def _split(self, data: bytes) -> None:
+        """Hand over the whole frames in `data`, and keep the rest."""
+        view = memoryview(data)
+        start, size = 0, len(data)
+        while not self.closed:
+            begun = start + LENGTH.size
+            if size < begun:
+                self._missing = begun - size
+                break
+            (length,) = LENGTH.unpack_from(data, start)
+            if length > self.max_frame:
+                if length >> 8 == TLS_HELLO:
+                    raise ProtocolError("it speaks TLS, which this site does not: one has tls, the other insecure")
+                raise ProtocolError(f"frame of {length} bytes, at most {self.max_frame} are allowed")
+            end = begun + length
+            if size < end:
+                self._missing = end - size
+                break
+            self.on_frame(wire.unpack(view[begun:end]))
+            start = end
+        if start < size and not self.closed:
+            self._chunks.append(data[start:])
 
     def on_frame(self, fields: list[Any]) -> None:
         raise NotImplementedError
@@ -167,7 +178,11 @@ class _Frames(asyncio.Protocol):
 
     def send_bodies(self, bodies: Iterable[bytes]) -> None:
         if self.transport is not None and not self.closed:
-            self.transport.writelines([part for body in bodies for part in wire.frame(body)])
+            parts = [part for body in bodies for part in wire.frame(body)]
+            if len(parts) == 2 and len(parts[1]) <= JOINED_BYTES:
+                self.transport.write(b"".join(parts))
+            else:
+                self.transport.writelines(parts)
 
     def abort(self) -> None:
         self.closed = True
@@ -193,7 +208,6 @@ class _Incoming(_Frames):
         self._owner = owner
         self.site = 0
         self.channel = Channel.CONTROL
-        self.heard_at = time.monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -204,7 +218,6 @@ class _Incoming(_Frames):
         self._owner.incoming.discard(self)
 
     def on_frame(self, fields: list[Any]) -> None:
-        self.heard_at = time.monotonic()
         if not self.site:
             self._greet(fields)
         elif fields[0] < PING:
@@ -256,7 +269,6 @@ class _Outgoing(_Frames):
         self.stranger_as_of = 0
         """The configuration index by which the peer says that we are not a member."""
         self.lost: asyncio.Future[None] = loop.create_future()
-        self.heard_at = time.monotonic()
         self.rtt = 0.0
         self._ping = 0
         self._ping_at = 0.0
@@ -279,7 +291,6 @@ class _Outgoing(_Frames):
         self.send(PING, self._ping)
 
     def on_frame(self, fields: list[Any]) -> None:
-        self.heard_at = time.monotonic()
         if not self.greeted.done():
             if fields[0] != HELLO or len(fields) > 3 or (len(fields) == 3 and type(fields[2]) is not int):
                 raise ProtocolError("the first frame is not an answer to a mysqlraft handshake")
@@ -481,16 +492,27 @@ class Transport:
 
     def send(self, messages: Iterable[Message]) -> None:
         """Put messages on their way, in order per receiver and channel; those to sites out of reach are dropped."""
-        queues: dict[tuple[int, Channel], list[bytes]] = {}
+        queues: dict[_Link, list[bytes]] = {}
+        packed: wire.Packed | None = None
         for message in messages:
             links = self._links.get(message.to)
             if links is None:
                 continue
-            channel = _CHANNELS.get(type(message), Channel.CONTROL)
-            if links[channel].connection is not None:
-                queues.setdefault((message.to, channel), []).append(wire.encode(message))
-        for (site, channel), bodies in queues.items():
-            self._links[site][channel].send_bodies(bodies)
+            link = links[_CHANNELS.get(type(message), Channel.CONTROL)]
+            if link.connection is None:
+                continue
+            if type(message) is AppendRequest:
+                if packed is None or message.entries is not packed.entries:
+                    packed = wire.pack_entries(message.entries)
+                body = wire.encode_append(message, packed)
+            else:
+                body = wire.encode(message)
+            if link in queues:
+                queues[link].append(body)
+            else:
+                queues[link] = [body]
+        for link, bodies in queues.items():
+            link.send_bodies(bodies)
 
     def call(self, site: int, asks: bool, number: int, body: bytes) -> bool:
         """Send a CALL or an ANSWER on its way to `site`; False if there is none."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from operator import itemgetter
+from typing import Any, NamedTuple, get_type_hints
 
 import msgpack
 
@@ -61,33 +62,9 @@ class ProtocolError(Exception):
     """What arrived is not what a peer says."""
 
 
-def _number(value: object) -> int:
-    if type(value) is int and 0 <= value < 1 << 64:
-        return value
-    raise ProtocolError(f"{value!r:.40} is not an unsigned number")
-
-
-def _flag(value: object) -> bool:
-    if value is True or value is False:
-        return value
-    raise ProtocolError(f"{value!r:.40} is not true or false")
-
-
-def _bytes(value: object) -> bytes:
-    if type(value) is bytes:
-        return value
-    raise ProtocolError(f"{value!r:.40} is not bytes")
-
-
-def _list(value: object) -> list[Any]:
-    if type(value) is list:
-        return value
-    raise ProtocolError(f"{value!r:.40} is not a list")
-
-
-def _entries(value: object) -> tuple[Entry, ...]:
+def _entries(value: list[Any]) -> tuple[Entry, ...]:
     try:
-        entries = tuple([Entry.from_record(record) for record in _list(value)])
+        entries = tuple([Entry.from_record(record) for record in value])
     except (CorruptRecord, TypeError) as error:
         raise ProtocolError(f"not an entry: {error}") from error
     for position, entry in enumerate(entries, entries[0].index if entries else 0):
@@ -96,34 +73,76 @@ def _entries(value: object) -> tuple[Entry, ...]:
     return entries
 
 
-def _numbers(value: object) -> tuple[int, ...]:
-    return tuple([_number(each) for each in _list(value)])
+def _numbers(value: list[Any]) -> tuple[int, ...]:
+    if not all(type(each) is int and each >= 0 for each in value):
+        raise ProtocolError(f"{value!r:.40} are not unsigned numbers")
+    return tuple(value)
 
 
-def _payloads(value: object) -> tuple[bytes, ...]:
-    return tuple([_bytes(payload) for payload in _list(value)])
+def _payloads(value: list[Any]) -> tuple[bytes, ...]:
+    if not all(type(each) is bytes for each in value):
+        raise ProtocolError(f"{value!r:.40} are not bytes")
+    return tuple(value)
 
 
-_CHECKS: dict[Any, Callable[[object], Any]] = {
-    int: _number,
-    bool: _flag,
-    bytes: _bytes,
+_NAMES = {int: "an unsigned number", bool: "true or false", bytes: "bytes", list: "a list"}
+_LISTS: dict[Any, Callable[[list[Any]], Any]] = {
     tuple[Entry, ...]: _entries,
     tuple[int, ...]: _numbers,
     tuple[bytes, ...]: _payloads,
 }
-_FIELDS = {kind: tuple(_CHECKS[hint] for hint in get_type_hints(kind).values()) for kind in _TYPES.values()}
+"""How a field that travels as a list is made of it."""
+
+
+class _Layout:
+    """What a frame of one type of message holds. Most are checked by a few calls, not by some for each field."""
+
+    def __init__(self, kind: type[Message]) -> None:
+        hints = list(get_type_hints(kind).values())
+        self.name = kind.__name__
+        self.make: Callable[[list[Any]], Message] = kind._make
+        self.types = [int, *[list if hint in _LISTS else hint for hint in hints]]
+        """Of the fields, after the message's type; a number that does not fit into 64 bits msgpack cannot hold."""
+        numbers = [position for position, each in enumerate(self.types) if each is int]
+        self.numbers: Callable[[list[Any]], tuple[int, ...]] = itemgetter(*numbers)
+        self.lists = [(position, _LISTS[hint]) for position, hint in enumerate(hints, 1) if hint in _LISTS]
+
+    def error(self, fields: list[Any]) -> ProtocolError:
+        """What is wrong with fields that are not these."""
+        if len(fields) != len(self.types):
+            return ProtocolError(f"{self.name} with {len(fields) - 1} fields instead of {len(self.types) - 1}")
+        for value, wanted in zip(fields, self.types, strict=True):
+            if type(value) is not wanted or (wanted is int and value not in range(1 << 64)):
+                return ProtocolError(f"{value!r:.40} is not {_NAMES[wanted]}")
+        raise AssertionError(f"{fields!r:.80} is a {self.name}")
+
+
+_LAYOUTS = {number: _Layout(kind) for number, kind in _TYPES.items()}
+
+
+class Packed(NamedTuple):
+    """Entries as they travel: packed once for all who get the same."""
+
+    entries: tuple[Entry, ...]
+    packed: bytes
+
+
+def pack_entries(entries: tuple[Entry, ...]) -> Packed:
+    return Packed(entries, msgpack.packb([entry.record for entry in entries]))
 
 
 def encode(message: Message) -> bytes:
     """The body of a frame."""
     if type(message) is AppendRequest:
-        *head, entries = message
-        body = (_NUMBERS[AppendRequest], *head, [entry.record for entry in entries])
-    else:
-        body = (_NUMBERS[type(message)], *message)
-    packed: bytes = msgpack.packb(body)
+        return encode_append(message, pack_entries(message.entries))
+    packed: bytes = msgpack.packb((_NUMBERS[type(message)], *message))
     return packed
+
+
+def encode_append(message: AppendRequest, packed: Packed) -> bytes:
+    """The same for an AppendRequest whose entries are packed."""
+    head: bytes = msgpack.packb((_NUMBERS[AppendRequest], *message[:-1], None))
+    return head[:-1] + packed.packed  # None is one byte
 
 
 def frame(body: bytes) -> tuple[bytes, bytes]:
@@ -144,14 +163,14 @@ def unpack(body: bytes | memoryview) -> list[Any]:
 
 def decode(fields: list[Any]) -> Message:
     """The message with these fields. Raises ProtocolError."""
-    kind = _TYPES.get(fields[0])
-    if kind is None:
+    layout = _LAYOUTS.get(fields[0])
+    if layout is None:
         raise ProtocolError(f"unknown message type {fields[0]}")
-    checks = _FIELDS[kind]
-    if len(fields) != len(checks) + 1:
-        raise ProtocolError(f"{kind.__name__} with {len(fields) - 1} fields instead of {len(checks)}")
-    values: list[Any] = [check(value) for check, value in zip(checks, fields[1:], strict=True)]
-    message: Message = kind(*values)
+    if [*map(type, fields)] != layout.types or min(layout.numbers(fields)) < 0:
+        raise layout.error(fields)
+    for position, made in layout.lists:
+        fields[position] = made(fields[position])
+    message = layout.make(fields[1:])
     if type(message) is AppendRequest:
         if message.entries and message.entries[0].index != message.previous_index + 1:
             raise ProtocolError(f"entry {message.entries[0].index} after {message.previous_index}")

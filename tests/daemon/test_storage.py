@@ -99,13 +99,15 @@ def test_a_failing_fsync(tmp_path: Path) -> None:
     """LevelDB says so as it does here; the disk cannot be made to."""
     failing = (
         "import plyvel, mysqlraft.raft.leveldb_store as store\n"
-        "write = store.LevelDBStore.write\n"
+        "prepare = store.LevelDBStore.prepare\n"
         "def failing(self, writes):\n"
         "    if self.last_index < 20:\n"
-        "        return write(self, writes)\n"
-        "    with self._errors('cannot be written'):\n"
-        "        raise plyvel.IOError(b'IO error: 000003.log: Input/output error')\n"
-        "store.LevelDBStore.write = failing\n"
+        "        return prepare(self, writes)\n"
+        "    def write():\n"
+        "        with self._errors('cannot be written'):\n"
+        "            raise plyvel.IOError(b'IO error: 000003.log: Input/output error')\n"
+        "    return write\n"
+        "store.LevelDBStore.prepare = failing\n"
     )
     status, errors = ended(settings(tmp_path), program=(sys.executable, "-c", PROPOSING + failing + RUN))
     assert status == EXIT_STORAGE

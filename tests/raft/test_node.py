@@ -21,7 +21,7 @@ from mysqlraft.raft.messages import Heartbeat, Message
 from mysqlraft.raft.store import Write
 from mysqlraft.raft.transport import MAGIC, Channel, Transport
 from mysqlraft.raft.wire import LENGTH, PROTOCOL_VERSION
-from tests.raft.measure import free_ports
+from tests.raft.ports import free_ports
 
 TICK = 0.01
 

@@ -15,7 +15,7 @@ from mysqlraft.raft import Configuration, LevelDBStore, Limits, Node, Role, Serv
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.node import Membership
 from mysqlraft.raft.operations import NotDone, Operations, Outcome, Request
-from tests.raft.measure import free_ports
+from tests.raft.ports import free_ports
 from tests.raft.test_node import TICK, delivered, run, until
 
 LIMITS = Limits(election_ticks=20, preference_ticks=20)

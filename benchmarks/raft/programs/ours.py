@@ -15,6 +15,7 @@ from typing import Any
 
 import uvloop
 
+from mysqlraft import collector
 from mysqlraft.certificates import settings
 from mysqlraft.raft import Configuration, LevelDBStore, Node, Server, bootstrap
 from mysqlraft.raft.tls import load
@@ -88,6 +89,7 @@ async def serve(directory: str, own: str, tick: str, certificates: str, *where: 
     )  # fmt: skip
     await node.start()
     client = Client(node)
+    collector.settle()
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
