@@ -230,7 +230,7 @@ class ReplicateSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaftSettings:
-    tick_ms: int = key("The unit of every Raft timer.", keys.integer(5, 5000), default=50, unit="ms")
+    tick_ms: int = key("The unit of every Raft timer.", keys.integer(5, 5000), default=100, unit="ms")
     election_ticks: int = key(
         "A follower that hears nothing for a random time from this to twice this stands for election. At least ten "
         "times the worst round trip.",
@@ -238,7 +238,7 @@ class RaftSettings:
         default=10,
         unit="ticks",
     )
-    heartbeat_ticks: int = key("How often an idle leader is heard.", keys.integer(1, 5000), default=2, unit="ticks")
+    heartbeat_ticks: int = key("How often an idle leader is heard.", keys.integer(1, 5000), default=3, unit="ticks")
     inflight_bytes: int = key(
         "How much a leader sends to a follower ahead of its acknowledgements: at least bandwidth x round trip.",
         keys.size(64 * _KiB, _GiB),

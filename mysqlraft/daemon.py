@@ -48,7 +48,7 @@ EXIT_CONFIGURATION = 2
 EXIT_ADDRESS = 3
 EXIT_STORAGE = 4
 
-PUBLISH_SECONDS = 0.5
+PUBLISH_SECONDS = 1.0
 COMPACT_SECONDS = 10.0
 COMPACT_ENTRIES = 1000
 """Fewer entries than these are not worth a compaction."""

@@ -34,6 +34,12 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _metric("is_leader", "gauge", "Whether this site leads.", {}, int(raft["role"] == "leader"))
     yield from _metric("has_leader", "gauge", "Whether a leader is known here.", {}, int(status["leader"] is not None))
     yield from _metric("raft_term", "gauge", "Raft's term.", {}, raft["term"])
+    configuration = status["configuration_index"]
+    yield from _metric(
+        "configuration_index", "gauge", "The log index of the members that are in force.", {}, configuration
+    )
+    handing = int(status["transfer"] is not None)
+    yield from _metric("transferring", "gauge", "Whether leadership is being handed over.", {}, handing)
     yield from _metric("commit_index", "counter", "The last committed log index known here.", {}, raft["commit_index"])
     yield from _metric("applied_index", "counter", "The log index that this site's tables hold.", {}, row["applied"])
     yield from _metric("lag_entries", "gauge", "Committed entries not yet applied here.", {}, lag["entries"])

@@ -98,7 +98,7 @@ class Limits:
     election_ticks: int = 10
     """A follower that hears nothing for this long, up to twice this long (drawn anew each time), tries to lead. The
     leader steps down when it hears from no majority for this long, and gives up a transfer after it."""
-    heartbeat_ticks: int = 2
+    heartbeat_ticks: int = 3
     append_bytes: int = 512 * 1024
     """Entries in one AppendRequest: at least one, and no more than fit into this."""
     probe_bytes: int = 64 * 1024

@@ -107,7 +107,7 @@ class Node:
         *,
         addresses: Mapping[int, str] | None = None,
         limits: Limits | None = None,
-        tick_seconds: float = 0.05,
+        tick_seconds: float = 0.1,
         random: Random | None = None,
         tls: Tls | None = None,
         names: Mapping[int, str] | None = None,

@@ -85,7 +85,7 @@ _NO_MEMBER = "is not a member of the cluster"
 _HELLO_TYPES = [str, int, int, int, int, int, str, str]
 """Of what follows the protocol version."""
 
-PING_SECONDS = {Channel.CONTROL: 1.0, Channel.BULK: 5.0, Channel.SNAPSHOT: 10.0}
+PING_SECONDS = {Channel.CONTROL: 2.0, Channel.BULK: 5.0, Channel.SNAPSHOT: 10.0}
 """By channel. The control channel's pings also measure the round trip."""
 SILENCE_SECONDS = {Channel.CONTROL: 5.0, Channel.BULK: 30.0, Channel.SNAPSHOT: 30.0}
 """A connection without any answer for this long is dead, whatever TCP thinks. (After a cut, TCP itself may wait for

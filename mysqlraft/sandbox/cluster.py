@@ -477,7 +477,7 @@ def _write_configuration(
         }
     if rtt:
         # As the documentation tells real sites to: ten times the round trip, or the default.
-        ticks = max(10, round(rtt * 10 / 0.05))
+        ticks = max(10, round(rtt * 10 / 0.1))
         configuration["raft"] = {"election_ticks": ticks}
     for section, values in settings.items():
         configuration[section] = {**configuration.get(section, {}), **values}

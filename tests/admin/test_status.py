@@ -180,7 +180,7 @@ def test_metrics_are_prometheus_text() -> None:
 
 def test_every_metric_is_in_the_documentation() -> None:
     document = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-    facts = node(receiving={"index": 9, "bytes": 500, "received": 20, "refused": 0})
+    facts = node(configuration_index=11, receiving={"index": 9, "bytes": 500, "received": 20, "refused": 0})
     facts["peers"][2]["snapshot"] = {"index": 1000, "bytes": 300, "sent": 100}
     text = metrics(cluster_status(settings(), facts, replica(), lambda site: None))
     told = re.findall(r"^# TYPE (mysqlraft_\S+) (\S+)$", text, re.M)

@@ -161,7 +161,7 @@ def test_reload(site: ClusterSite) -> None:
     reload()
     until(lambda: "reload refused, nothing changed: " in log(site) and "'often' is not allowed" in log(site), "refusal")
 
-    configure(site, "raft", tick_ms=50)
+    configure(site, "raft", tick_ms=100)
     configure(site, "log", level="info")
     configure(site, "apply", batch_rows=77)
     reload()
