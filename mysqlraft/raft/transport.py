@@ -208,6 +208,7 @@ class _Incoming(_Frames):
         self._owner = owner
         self.site = 0
         self.channel = Channel.CONTROL
+        self.dialled_at = self.heard_at
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -649,6 +650,8 @@ class Transport:
                     links[Channel.CONTROL].send_bodies([body])
             now = time.monotonic()
             for connection in list(self.incoming):
-                silence = SILENCE_SECONDS[connection.channel] if connection.site else HANDSHAKE_SECONDS
-                if now - connection.heard_at > 2 * silence:
+                silent = now - connection.heard_at > 2 * SILENCE_SECONDS[connection.channel]
+                # Who has not said who it is has to do so at once: byte by byte, it could take hours.
+                late = not connection.site and now - connection.dialled_at > HANDSHAKE_SECONDS
+                if silent or late:
                     connection.abort()

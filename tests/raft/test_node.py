@@ -528,6 +528,25 @@ def test_a_frame_may_arrive_byte_by_byte() -> None:
     with_transports(work)
 
 
+def test_a_stranger_who_takes_its_time_is_shown_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mysqlraft.raft.transport.HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr("mysqlraft.raft.transport.GOSSIP_SECONDS", 0.1)
+
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        first.set_peers({})
+        reader, writer = await asyncio.open_connection("127.0.0.1", second.port)
+        writer.write(LENGTH.pack(4000))
+        answer = asyncio.create_task(reader.read())
+        while not answer.done():
+            # What it says is never silent, and never whole.
+            writer.write(b"x")
+            await asyncio.wait([answer], timeout=0.05)
+        assert not answer.result(), "nobody spoke with it"
+        writer.close()
+
+    with_transports(work)
+
+
 def test_gossip_reaches_the_peers() -> None:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
         with pytest.raises(ValueError, match="at most"):

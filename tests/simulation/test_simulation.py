@@ -13,7 +13,8 @@ from tests.simulation.runner import Failure, explain, minimized, run_schedule, r
 from tests.simulation.schedule import draw
 from tests.simulation.world import World
 
-SEEDS = 2000
+SEEDS = 200
+"""A look at what the seeds do; `tests/run.sh` runs ten times as many before."""
 
 
 @pytest.mark.timeout(900)
