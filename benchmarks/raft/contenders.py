@@ -54,7 +54,7 @@ def ports(count: int, stack: ExitStack) -> list[str]:
 class Ours:
     packages: tuple[str, ...] = ()
 
-    def __init__(self, name: str = "ours", tls: bool = False, round_trip: float = 0.0, tick: float = 0.05) -> None:
+    def __init__(self, name: str = "ours", tls: bool = False, round_trip: float = 0.0, tick: float = 0.1) -> None:
         """`round_trip`: seconds that a message and its answer take, over relays; 0 for none."""
         self.name = name
         self._tls = tls
