@@ -449,10 +449,14 @@ class Applier:
         self._forget_tables()
         if certification.own and not (raced and ddl.changes_rows(statement)):
             return
+        ways_on = (
+            f"Mend what is in its way and reload (SIGHUP), or do by hand what it does and "
+            f"`mysqlraft skip --index {step.index}`"
+        )
         try:
             lanes.check_flavour(step.payload)
         except TableMismatch as error:
-            raise StatementStops(step.index, f"{where}: {error}") from error
+            raise StatementStops(step.index, f"{where}: {error}. {ways_on}") from error
         intent: ddl.Intent | None = None
         while True:
             try:
@@ -478,8 +482,15 @@ class Applier:
                 self._lose_session()
             except StatementError as error:
                 if not retryable(error):
-                    raise StatementStops(step.index, f"{where}: {error}") from error
+                    raise StatementStops(step.index, f"{where}: {error}. {ways_on}") from error
                 self._retry(str(error))
+            except BinlogError as error:
+                # The binlog is gone in which it would be found.
+                raise StatementStops(
+                    step.index,
+                    f"{where}: whether it ran here before a crash cannot be told ({error}). If it has, "
+                    f"`mysqlraft skip --index {step.index}`; if not, do by hand what it does, and the same",
+                ) from error
 
     # Failures.
 

@@ -42,7 +42,7 @@ import msgpack
 from xxhash import xxh3_64_intdigest
 
 from mysqlraft.binlog.tablemap import names
-from mysqlraft.raft.configuration import Configuration
+from mysqlraft.raft.configuration import Configuration, ConfigurationError
 from mysqlraft.raft.sessions import SessionTable
 from mysqlraft.replication.certify import Certifier, TableName, Verdict, sorted_keys
 from mysqlraft.replication.entry import Payload, PayloadKind, Position, Unit, decode
@@ -179,7 +179,6 @@ class ReplicationState:
 
         Raises:
             PayloadError: a payload of another version, or none at all.
-            ConfigurationError: a configuration of another version.
             StateError: the entry is not the next one, or breaks the order of parts.
         """
         if entry.index != self.index + 1:
@@ -190,7 +189,7 @@ class ReplicationState:
             self._dumped.pop(entry.origin, None)
             self.digest = xxh3_64_intdigest(b"%d %b" % (entry.index, _told(step)), self.digest)
         elif not entry.origin and entry.payload:
-            self._configured(Configuration.decode(entry.payload))
+            self._configured(entry)
         self.index = entry.index
         if self.index % self._checkpoint_every == 0:
             self.checks = (*self.checks[1 - CHECKS :], (self.index, self.digest))
@@ -198,7 +197,11 @@ class ReplicationState:
         self._forget()
         return step
 
-    def _configured(self, configuration: Configuration) -> None:
+    def _configured(self, entry: LogEntry) -> None:
+        try:
+            configuration = Configuration.decode(entry.payload)
+        except ConfigurationError as error:
+            raise StateError(f"entry {entry.index}: {error}: it is of another version") from error
         self.members = tuple(site for site, server in configuration.servers.items() if not server.witness)
         for member in self.members:
             self.origins.setdefault(member, Origin())
@@ -427,5 +430,7 @@ def _unpack(data: bytes) -> Any:
     except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
         raise StateError(f"mysqlraft.progress.state is not a dumped state: {error}") from None
     if version != FORMAT:
-        raise StateError(f"mysqlraft.progress.state has format {version!r}; this mysqlraft reads {FORMAT}: upgrade it")
+        raise StateError(
+            f"mysqlraft.progress.state has format {version!r}, this mysqlraft reads {FORMAT}: run the one that wrote it"
+        )
     return dumped

@@ -9,29 +9,31 @@ as the statement that mends it may come from another site.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import pymysql
+from pymysql.constants import CR, ER
 
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.statements import classify
-from mysqlraft.binlog.stream import file_number
 from mysqlraft.mysql.finding import Finding, identifier
 from mysqlraft.mysql.preflight import table_errors
 from mysqlraft.replication.entry import Payload, PayloadKind, decode, kind_of
+
+_NOT_SEEN = {ER.LOCK_WAIT_TIMEOUT, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST}
+"""Errors that say nothing about the table."""
 
 
 class TableGuard:
     """Whether what capture has read may be proposed. One thread; `statement_ahead` may be called from any.
 
-    Invariant: a look that found every table fit covers what was committed here before it: every local statement up to
-    ``_place`` in the binlog, and other sites' statements up to the log index ``_reached``.
+    Every local statement gets a look of its own: the one before may have been too early to see it, as a statement can
+    be in the binlog before its effect shows. A look that found every table fit covers other sites' statements up to
+    the log index ``_reached``.
     """
 
     def __init__(self, source: ServerKeySource, replicated: Callable[[str, str], bool]) -> None:
         self._source = source
         self._replicated = replicated
-        self._place = (0.0, 0)
         self._reached = self._ahead = 0
 
     def close(self) -> None:
@@ -47,19 +49,17 @@ class TableGuard:
         Raises:
             pymysql.err.MySQLError: the server cannot be asked.
         """
-        payload = decode(data) if kind_of(data) is PayloadKind.DDL else None
-        if self._ahead <= self._reached and (payload is None or _place(*payload.done) <= self._place):
+        if kind_of(data) is PayloadKind.DDL:
+            self._wait_for_effect(decode(data))
+        elif self._ahead <= self._reached:
             return ()
-        if payload is not None:
-            self._wait_for_effect(payload)
-        place = _place(*self._source.binlog_end())
         errors = self._look()
         if errors:
             # A look takes several queries: a table that was dropped in between lacks everything in the later ones.
             still = set(self._look())
             errors = tuple(error for error in errors if error in still)
         if not errors:
-            self._place, self._reached = place, applied
+            self._reached = applied
         return errors
 
     def _look(self) -> tuple[Finding, ...]:
@@ -70,9 +70,9 @@ class TableGuard:
         assert payload.ddl is not None
         for schema, table in classify(payload.ddl.statement, payload.ddl.schema).objects:
             if table is not None:
-                with suppress(pymysql.err.ProgrammingError, pymysql.err.OperationalError):
+                try:
                     self._source.query(f"SHOW CREATE TABLE {identifier(schema, table)}")
-
-
-def _place(file: str, offset: int) -> tuple[float, int]:
-    return file_number(file), offset
+                except pymysql.err.MySQLError as error:
+                    if error.args[0] in _NOT_SEEN:
+                        raise
+                    # It is gone, or no table.

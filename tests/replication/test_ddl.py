@@ -15,7 +15,7 @@ from mysqlraft.replication.filters import TableFilter
 from tests.harness.pool import LendServers
 from tests.replication.harness import SharedLog, SiteUnderTest, settle, wait_for
 from tests.replication.recorder import connection
-from tests.replication.test_apply import TABLE, cluster, same_everywhere, wait_capturing
+from tests.replication.test_apply import TABLE, cluster, same_everywhere, units_logged, wait_capturing
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -184,7 +184,10 @@ def test_a_table_that_was_altered_here_and_nobody_knows_yet(servers: LendServers
         settle(sites)
         two.link.held = True
         two.execute("ALTER TABLE s.t ADD COLUMN w INT AFTER id, MODIFY b INT UNSIGNED")
+        before = units_logged(one)
         one.execute("INSERT INTO s.t VALUES (2, 20, 200)")
+        # It has to come before the statement in the log.
+        wait_for(lambda: units_logged(one) > before, 30, sites)
         one.wait_applied()
         two.wait_applied()
         print(f"{two.server.engine}: (2, a 20, b 200) is {two.execute('SELECT * FROM s.t WHERE id = 2')} meanwhile")
