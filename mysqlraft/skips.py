@@ -50,7 +50,7 @@ class Skips:
         return [skip.index for skip in self._made]
 
     def add(self, index: int, reason: str, by: str) -> Skip:
-        """Keeps a decision. Raises OSError; then nothing was decided."""
+        """Keeps a decision. Raises OSError; then it may not last, and `indices` is what the file says."""
         skip = Skip(index, reason, by, datetime.now(UTC).isoformat(timespec="seconds"))
         made = (*self._made, skip)
         partial = self._path.with_suffix(".partial")
@@ -59,10 +59,10 @@ class Skips:
             file.flush()
             os.fsync(file.fileno())
         partial.rename(self._path)
+        self._made = made  # what is read at the next start, if the directory reaches the disk
         directory = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
-        self._made = made
         return skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,24 @@ def test_decisions_are_kept(tmp_path: Path) -> None:
     assert first.at in (tmp_path / FILE).read_text()
     assert "ann@tokyo" in (tmp_path / FILE).read_text()
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_decision_that_may_not_last_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is in its place when the directory's sync fails: the next decision must not drop it."""
+    skips = Skips(tmp_path)
+    sync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        skips.add(7, "it is there already", "ann@tokyo")
+    monkeypatch.undo()
+    skips.add(9, "raced", "bob@tokyo")
+    assert skips.indices == Skips(tmp_path).indices == [7, 9]
 
 
 @pytest.mark.parametrize("text", ["", "[7]", '[{"index": 7}]', "{"])

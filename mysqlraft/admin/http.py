@@ -147,6 +147,7 @@ class HttpServer:
         except (TimeoutError, ConnectionError):
             raise
         except Exception:
+            # A page that fails must not take the daemon with it; whoever asked is told.
             logger.exception("an admin page failed")
             page = Page(HTTPStatus.INTERNAL_SERVER_ERROR, "this page failed; the log says why\n")
         return page, allowed, head_only

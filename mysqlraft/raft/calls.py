@@ -70,6 +70,7 @@ class Calls:
         try:
             self._send(site, False, number, await answer)
         except Exception:
+            # Whoever asked waits no longer than its own time; a question that fails must not end the daemon.
             logger.exception("a question of site %d could not be answered", site)
 
     async def stop(self) -> None:

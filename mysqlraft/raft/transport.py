@@ -28,6 +28,7 @@ import asyncio
 import logging
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from random import Random
@@ -103,7 +104,7 @@ _CHANNELS: dict[type[Message], Channel] = {
 """Of the messages that do not go by control."""
 
 
-class _Frames(asyncio.Protocol):
+class _Frames(asyncio.Protocol, ABC):
     """A connection as a sequence of frames."""
 
     def __init__(self) -> None:
@@ -162,8 +163,9 @@ class _Frames(asyncio.Protocol):
         if start < size and not self.closed:
             self._chunks.append(data[start:])
 
+    @abstractmethod
     def on_frame(self, fields: list[Any]) -> None:
-        raise NotImplementedError
+        """A whole frame has come."""
 
     def on_garbage(self, reason: str) -> None:
         logger.error("connection closed: garbage received peer=%s reason=%r", self.peer_name, reason)
