@@ -7,7 +7,7 @@
 
 A missing kind of server is an error, never a skip: ./tests/run.sh fetches both.
 
-What tests print is shown at the end, for each that passed: they say what they did.
+What tests print is shown at the end, for each that passed: they say what they did. If any failed, only failures are.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     passed = terminalreporter.stats.get("passed", [])
     told = [report for report in passed if report.when == "call" and report.capstdout]
+    if terminalreporter.stats.keys() & {"failed", "error"}:
+        return  # Nothing may hide what went wrong.
     if told:
         terminalreporter.section("what was done")
     for report in told:

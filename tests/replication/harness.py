@@ -57,32 +57,50 @@ class SharedLog:
 
 
 class SiteLink:
-    """One site's end of the log, as `mysqlraft.ipc.Link` is in the daemon. ``held``: proposals wait."""
+    """One site's end of the log, as `mysqlraft.ipc.Link` is in the daemon.
+
+    Between `hold` and `release` proposals wait in ``kept``. Marks are among them, at any time.
+    """
 
     def __init__(self, log: SharedLog, site: int) -> None:
         self.log, self.site = log, site
         self._next = 1
-        self.held = False
+        self._order = threading.Lock()  # What is proposed during a release comes after all that was kept.
+        self._held = False
         self.kept: list[tuple[int, int, bytes]] = []
         self.limit: int | None = None
 
     def propose(self, session: int, sequence: int, payload: bytes) -> bool:
-        if self.held:
-            self.kept.append((session, sequence, payload))
-        else:
-            self.log.append(self.site, session, sequence, payload)
+        with self._order:
+            if self._held:
+                self.kept.append((session, sequence, payload))
+            else:
+                self.log.append(self.site, session, sequence, payload)
         return True
 
     @property
     def units_kept(self) -> int:
-        """Local transactions held back."""
-        return sum(len(decode(payload).units) for _, _, payload in self.kept)
+        """Whole local transactions held back."""
+        payloads = [decode(payload) for _, _, payload in list(self.kept)]
+        return sum(payload.last if payload.kind is PayloadKind.PART else len(payload.units) for payload in payloads)
+
+    @property
+    def statements_kept(self) -> int:
+        """Local statements held back."""
+        return sum(kind_of(payload) is PayloadKind.DDL for _, _, payload in list(self.kept))
+
+    def hold(self) -> None:
+        """From now on proposals wait."""
+        with self._order:
+            self._held = True
 
     def release(self) -> None:
         """Hands over what was held back."""
-        self.held = False
-        while self.kept:
-            self.log.append(self.site, *self.kept.pop(0))
+        with self._order:
+            self._held = False
+            for proposal in self.kept:
+                self.log.append(self.site, *proposal)
+            self.kept.clear()
 
     def want(self, first: int) -> None:
         self._next = first

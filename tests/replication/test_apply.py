@@ -43,11 +43,6 @@ def wait_capturing(site: SiteUnderTest) -> None:
     wait_for(lambda: site.capturing, 30, site)
 
 
-def last_part(site: SiteUnderTest) -> bool:
-    """Whether what is held back ends with the last part of a unit."""
-    return decode(site.link.kept[-1][2]).last
-
-
 def units_logged(site: SiteUnderTest) -> int:
     """How many of the site's units are in the log."""
     return sum(len(decode(entry.payload).units) for entry in site.log.entries if entry.origin == site.number)
@@ -98,7 +93,7 @@ def test_conflicts_are_described_alike_and_by_type(servers: LendServers) -> None
         one.execute("INSERT INTO s.t VALUES " + ",".join(f"({n}, {n}, 'old {n}')" for n in range(1, 9)))
         settle(sites)
         for site in sites:
-            site.link.held = True
+            site.link.hold()
         one.execute(
             "UPDATE s.t SET v = 'one' WHERE id = 1",
             "INSERT INTO s.t VALUES (20, 20, 'one')",
@@ -311,10 +306,10 @@ def test_units_in_parts(servers: LendServers) -> None:
         same_everywhere(sites, "s.t")
         assert len(one.log.of_kind(PayloadKind.PART)) > 10
         for site in sites:
-            site.link.held = True
+            site.link.hold()
         one.execute("UPDATE s.t SET v = CONCAT('one', id)")
         two.execute("UPDATE s.t SET v = CONCAT('two', id) WHERE id < 500")
-        wait_for(lambda: all(site.link.kept and last_part(site) for site in sites), 30, sites)
+        wait_for(lambda: one.link.units_kept == two.link.units_kept == 1, 30, sites)
         two.link.release()
         one.link.release()
         settle(sites)

@@ -133,10 +133,10 @@ def test_a_statement_that_fails_stops_the_site_and_a_new_start_goes_on(servers: 
 def at_once(sites: list[SiteUnderTest], *statements: str) -> None:
     """The first sites run a statement each, before any of them hears of the others'."""
     for site in sites:
-        site.link.held = True
+        site.link.hold()
     for site, statement in zip(sites, statements, strict=False):
         site.execute(statement)
-    wait_for(lambda: all(site.link.kept for site in sites[: len(statements)]), 30, sites)
+    wait_for(lambda: all(site.link.statements_kept for site in sites[: len(statements)]), 30, sites)
     for site in sites:
         site.link.release()
 
@@ -182,7 +182,7 @@ def test_a_table_that_was_altered_here_and_nobody_knows_yet(servers: LendServers
         one, two, _ = sites
         one.execute("INSERT INTO s.t VALUES (1, 10, 100)")
         settle(sites)
-        two.link.held = True
+        two.link.hold()
         two.execute("ALTER TABLE s.t ADD COLUMN w INT AFTER id, MODIFY b INT UNSIGNED")
         before = units_logged(one)
         one.execute("INSERT INTO s.t VALUES (2, 20, 200)")
@@ -205,7 +205,7 @@ def test_truncate_while_others_write(servers: LendServers) -> None:
         settle(sites)
         for truncated_last in (True, False):
             for site in sites:
-                site.link.held = True
+                site.link.hold()
             one.execute("TRUNCATE TABLE s.t", "INSERT INTO s.t VALUES (10, 10, 'after')")
             two.execute("REPLACE INTO s.t VALUES (1, 1, 'theirs'), (20, 20, 'theirs')")
             wait_for(lambda: one.link.units_kept == 1 and two.link.units_kept == 1, 30, sites)
@@ -238,10 +238,10 @@ RACED = "ALTER TABLE s.t ADD COLUMN at DATETIME(6) NOT NULL DEFAULT CURRENT_TIME
 def race(sites: list[SiteUnderTest], statement: str, rows: str) -> None:
     """Site 1 runs a statement while site 2 writes; the rows come first in the log."""
     for site in sites:
-        site.link.held = True
+        site.link.hold()
     sites[0].execute(statement)
     sites[1].execute(rows)
-    wait_for(lambda: bool(sites[0].link.kept) and sites[1].link.units_kept == 1, 30, sites)
+    wait_for(lambda: sites[0].link.statements_kept == 1 and sites[1].link.units_kept == 1, 30, sites)
     for site in reversed(sites):
         site.link.release()
 
@@ -285,13 +285,13 @@ def test_a_unit_that_does_not_know_a_new_unique_key(servers: LendServers) -> Non
     """Site 2's row has no hash of the key; the row of site 1 that collides with it is written again."""
     with cluster(servers(3), "CREATE TABLE s.t (id INT PRIMARY KEY, e VARCHAR(9))") as sites:
         one, two, _ = sites
-        two.link.held = True
+        two.link.hold()
         two.execute("INSERT INTO s.t VALUES (1, 'x')")
         wait_for(lambda: two.link.units_kept == 1, 30, sites)
         one.execute("ALTER TABLE s.t ADD UNIQUE KEY (e)")
         wait_for(lambda: bool(statements_in(one.log)), 30, sites)
         one.wait_applied()
-        one.link.held = True
+        one.link.hold()
         one.execute("INSERT INTO s.t VALUES (2, 'x')")
         wait_for(lambda: one.link.units_kept == 1, 30, sites)
         two.link.release()
