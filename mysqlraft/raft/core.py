@@ -101,8 +101,6 @@ class Limits:
     heartbeat_ticks: int = 3
     append_bytes: int = 512 * 1024
     """Entries in one AppendRequest: at least one, and no more than fit into this."""
-    probe_bytes: int = 64 * 1024
-    """The same while it is not known whether the follower can take them at all."""
     window_bytes: int = 8 * 1024 * 1024
     """Appends on the way to one follower; at least bandwidth x round-trip time to fill a long line."""
     watchdog_ticks: int = 80
@@ -228,9 +226,9 @@ class RaftCore:
         self._read_attempts: dict[int, Any] = {}
         """Follower: attempt -> context of reads that the leader has been asked about."""
 
-        self._sliced: tuple[int, int, tuple[Entry, ...], int] = (0, 0, (), 0)
-        """Leader: what the last append of this round holds, as (its first index, limit, entries, size): the next
-        follower mostly gets the same."""
+        self._sliced: tuple[int, tuple[Entry, ...], int] = (0, (), 0)
+        """Leader: what the last append of this round holds, as (its first index, entries, size): the next follower
+        mostly gets the same."""
         self._messages: list[Message] = []
         self._promises: list[Message] = []
         self._read_states: list[ReadState] = []
@@ -943,7 +941,7 @@ class RaftCore:
     def _send_due(self) -> None:
         """Fill every follower's pipeline, and tell everyone the commit index."""
         last, commit = self.log.last_index, self.log.commit
-        self._sliced = (0, 0, (), 0)
+        self._sliced = (0, (), 0)
         for site, progress in self.progress.items():
             replicating = progress.state is ProgressState.REPLICATE
             if replicating and progress.next_index > last and progress.announced_commit >= commit:
@@ -970,19 +968,20 @@ class RaftCore:
             progress.become_snapshot()
             self._offer_snapshot(site, progress)
             return
-        probing = progress.state is ProgressState.PROBE
-        limit = self.limits.probe_bytes if probing else self.limits.append_bytes
-        first, limited, entries, size = self._sliced
-        if (first, limited) != (progress.next_index, limit):
-            entries = tuple(self.log.slice(progress.next_index, self.log.last_index, limit))
-            size = total_size(entries)
-            self._sliced = (progress.next_index, limit, entries, size)
+        entries: tuple[Entry, ...] = ()
+        size = 0
+        if progress.state is ProgressState.REPLICATE:
+            first, entries, size = self._sliced
+            if first != progress.next_index:
+                entries = tuple(self.log.slice(progress.next_index, self.log.last_index, self.limits.append_bytes))
+                size = total_size(entries)
+                self._sliced = (progress.next_index, entries, size)
         request = AppendRequest(
             site, self.site, self.term, progress.session, previous, previous_term, self.log.commit, entries
         )
         self._messages.append(request)
         progress.announced_commit = self.log.commit
-        progress.sent(previous + len(entries), len(entries), size)
+        progress.sent(previous + len(entries), size)
 
     # ---- snapshots for followers ----------------------------------------------------------------------------------
 

@@ -10,7 +10,9 @@ from mysqlraft.raft.snapshot import Snapshot
 
 class ProgressState(Enum):
     PROBE = "probe"
-    """It is not known where the follower's log agrees with ours: one append at a time, until one is accepted."""
+    """It is not known where the follower's log agrees with ours: appends without entries ask, one at a time, until one
+    is accepted. They are asked again with every heartbeat, and a long entry on a slow line must not be sent again for
+    that: its copies would queue up until the connection is given up, and with the next one it would all begin anew."""
     REPLICATE = "replicate"
     """The follower accepts appends: they are pipelined, as many bytes as the window holds."""
     SNAPSHOT = "snapshot"
@@ -155,13 +157,12 @@ class Progress:
             return self.inflights.full
         return self.state is ProgressState.SNAPSHOT or self.probe_sent
 
-    def sent(self, last_index: int, count: int, size: int) -> None:
-        """An append of `count` entries, `size` bytes, up to `last_index` leaves."""
+    def sent(self, last_index: int, size: int) -> None:
+        """An append of entries up to `last_index`, `size` bytes, leaves; in PROBE one of none."""
         self.addressed = True
         if self.state is ProgressState.REPLICATE:
-            if count:
-                self.next_index = last_index + 1
-                self.inflights.add(last_index, size)
+            self.next_index = last_index + 1
+            self.inflights.add(last_index, size)
         else:
             self.probe_sent = True
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -90,7 +91,10 @@ PING_SECONDS = {Channel.CONTROL: 2.0, Channel.BULK: 5.0, Channel.SNAPSHOT: 10.0}
 """By channel. The control channel's pings also measure the round trip."""
 SILENCE_SECONDS = {Channel.CONTROL: 5.0, Channel.BULK: 30.0, Channel.SNAPSHOT: 30.0}
 """A connection without any answer for this long is dead, whatever TCP thinks. (After a cut, TCP itself may wait for
-minutes before it tries again.) Bulk is given longer: its pings queue behind the data."""
+minutes before it tries again.) On the others pings queue behind the data, which on a slow line may take longer than
+that: there, data that the peer's system takes is an answer, too."""
+_BYTES_ACKED = (120, "=Q")
+"""Where tcp_info has tcpi_bytes_acked: linux/tcp.h, since Linux 4.1."""
 BUFFER_BYTES = {Channel.CONTROL: 1024 * 1024, Channel.BULK: 96 * 1024 * 1024, Channel.SNAPSHOT: 32 * 1024 * 1024}
 """More than this unsent, and the connection is given up. Raft's windows keep the bulk below it, even when each of
 them is overshot by one entry of the greatest size (forward.MAX_PAYLOAD_BYTES)."""
@@ -288,6 +292,15 @@ class _Outgoing(_Frames):
         if not self.lost.done():
             self.lost.set_result(None)
 
+    @property
+    def bytes_acked(self) -> int:
+        """How much of what was sent the peer's system has."""
+        assert self.transport is not None
+        offset, form = _BYTES_ACKED
+        connected = self.transport.get_extra_info("socket")
+        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + struct.calcsize(form))
+        return int(struct.unpack_from(form, info, offset)[0])
+
     def ping(self) -> None:
         self._ping += 1
         self._ping_at = time.monotonic()
@@ -382,11 +395,15 @@ class _Link:
 
     async def _watch(self, connection: _Outgoing) -> str:
         """Until the connection is lost: why it was."""
+        acked = 0
         while True:
             connection.ping()
             await asyncio.wait([connection.lost], timeout=PING_SECONDS[self.channel])
             if connection.lost.done():
                 return "the connection was lost"
+            if self.channel is not Channel.CONTROL and (now_acked := connection.bytes_acked) > acked:
+                acked = now_acked
+                connection.heard_at = time.monotonic()
             if time.monotonic() - connection.heard_at > SILENCE_SECONDS[self.channel]:
                 return f"nothing heard for {SILENCE_SECONDS[self.channel]:.0f} s"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -17,9 +19,10 @@ import pytest
 from mysqlraft.raft import Configuration, LevelDBStore, MemoryStore, Node, Role, Server, SessionTable, StoreError
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.configuration import ConfigurationError
-from mysqlraft.raft.messages import Heartbeat, Message
+from mysqlraft.raft.entry import Entry, EntryKind
+from mysqlraft.raft.messages import AppendRequest, Heartbeat, Message
 from mysqlraft.raft.store import Write
-from mysqlraft.raft.transport import MAGIC, Channel, Transport
+from mysqlraft.raft.transport import HELLO, MAGIC, PING, PING_SECONDS, PONG, SILENCE_SECONDS, Channel, Transport
 from mysqlraft.raft.wire import LENGTH, PROTOCOL_VERSION
 from tests.raft.ports import free_ports
 
@@ -409,6 +412,49 @@ def test_a_dead_control_connection_takes_the_bulk_connection_with_it() -> None:
         next(each for each in second.incoming if each.channel is Channel.CONTROL).abort()
         await until(lambda: bulk.closed)
         await until(lambda: first.connected(2))
+
+    with_transports(work)
+
+
+def test_a_slow_line_is_not_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long entry may take longer than a ping is waited for, which queues behind it."""
+    silence = 2.0
+    monkeypatch.setitem(PING_SECONDS, Channel.BULK, 0.1)
+    monkeypatch.setitem(SILENCE_SECONDS, Channel.BULK, silence)
+    slow = socket.create_server(("127.0.0.1", 0))
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
+    reading = True
+
+    async def frame(reader: asyncio.StreamReader) -> list[Any]:
+        fields: list[Any] = msgpack.unpackb(await reader.readexactly(*LENGTH.unpack(await reader.readexactly(4))))
+        return fields
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        channel = (await frame(reader))[6]
+        writer.write(framed(HELLO))
+        with suppress(ConnectionError, EOFError):
+            while channel != Channel.BULK:
+                kind, number = await frame(reader)
+                if kind == PING:
+                    writer.write(framed(PONG, number))
+            while True:
+                if reading:
+                    await reader.readexactly(64 * 1024)
+                await asyncio.sleep(0.1)
+        writer.close()
+
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        nonlocal reading
+        async with await asyncio.start_server(peer, sock=slow, limit=64 * 1024):
+            first.set_peers({2: f"127.0.0.1:{slow.getsockname()[1]}"})
+            await until(lambda: first.connected(2))
+            entry = Entry(1, 1, EntryKind.DATA, payload=bytes(32 * 1024 * 1024))
+            first.send([AppendRequest(2, 1, 1, 0, 0, 0, 0, (entry,))])
+            begun, resets = time.monotonic(), len(ends.resets)
+            await until(lambda: time.monotonic() > begun + 3 * silence or len(ends.resets) > resets)
+            assert len(ends.resets) == resets
+            reading = False
+            await until(lambda: len(ends.resets) > resets)
 
     with_transports(work)
 

@@ -37,7 +37,6 @@ LIMITS = Limits(
     election_ticks=10,
     heartbeat_ticks=2,
     append_bytes=1200,
-    probe_bytes=300,
     window_bytes=4000,
     watchdog_ticks=30,
     preference_ticks=30,
