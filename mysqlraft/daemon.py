@@ -407,7 +407,7 @@ class Daemon:
         tls = link_tls(new)
         self._access.reload(new.admin)
         self._config = new
-        self._node.transport.tls = tls
+        self._node.transport.handshake.tls = tls
         logs.configure(new.log)
         logger.info("reloaded changed=%s", ",".join(changed) or "nothing")
         if Reload.REPLICA in changed.values() or self._supervisor.status["state"] == State.STOPPED:

@@ -24,6 +24,7 @@ from mysqlraft.raft.configuration import NOBODY, Change, Configuration, Configur
 from mysqlraft.raft.core import Limits, Ready, Role
 from mysqlraft.raft.counters import Counters
 from mysqlraft.raft.entry import Entry
+from mysqlraft.raft.handshake import Introduction
 from mysqlraft.raft.log import LogDivergence
 from mysqlraft.raft.messages import Message
 from mysqlraft.raft.participant import Participant
@@ -32,7 +33,7 @@ from mysqlraft.raft.snapshot_store import SnapshotStore
 from mysqlraft.raft.store import Compacted, Store, StoreError, Write
 from mysqlraft.raft.tls import Tls
 from mysqlraft.raft.transfer import Transfers
-from mysqlraft.raft.transport import Introduction, Transport
+from mysqlraft.raft.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -139,10 +140,10 @@ class Node:
             name_of=self._name_of,
         )
         self._counters = Counters()
-        self.transport.introduction = self._introduction
-        self.transport.on_introduction = self._on_introduction
-        self.transport.stranger_as_of = self._stranger_as_of
-        self.transport.on_stranger = self._on_stranger
+        self.transport.handshake.introduction = self._introduction
+        self.transport.handshake.on_introduction = self._on_introduction
+        self.transport.handshake.stranger_as_of = self._stranger_as_of
+        self.transport.handshake.on_stranger = self._on_stranger
         self.calls = Calls(self.transport.call, random.getrandbits(62))
         self.transport.on_call = self.calls.received
         self._introduced: dict[int, Introduction] = {}

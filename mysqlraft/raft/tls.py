@@ -22,7 +22,7 @@ class TlsError(Exception):
 
 
 class Tls(NamedTuple):
-    """What a site needs to speak with the others. New connections take what is current; see `Transport.tls`."""
+    """What a site needs to speak with the others. New connections take what is current; see `Handshake.tls`."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext

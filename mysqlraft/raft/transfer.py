@@ -1,7 +1,7 @@
 """The driver's side of snapshots: the disk they are on, and the chunks that leave for others.
 
 All writing is done by one thread, in order, so that neither heartbeats nor the log wait for a snapshot's bytes. Chunks
-are read in other threads and leave through a connection of their own (transport.Channel.SNAPSHOT), paced to
+are read in other threads and leave through a connection of their own (channel.Channel.SNAPSHOT), paced to
 `bytes_per_second` for all followers together.
 """
 

@@ -18,11 +18,14 @@ import pytest
 
 from mysqlraft.raft import Configuration, LevelDBStore, MemoryStore, Node, Role, Server, SessionTable, StoreError
 from mysqlraft.raft.bootstrap import bootstrap
+from mysqlraft.raft.channel import PING_SECONDS, SILENCE_SECONDS, Channel
 from mysqlraft.raft.configuration import ConfigurationError
 from mysqlraft.raft.entry import Entry, EntryKind
+from mysqlraft.raft.frames import HELLO, PING, PONG
+from mysqlraft.raft.handshake import MAGIC
 from mysqlraft.raft.messages import AppendRequest, Heartbeat, Message
 from mysqlraft.raft.store import Write
-from mysqlraft.raft.transport import HELLO, MAGIC, PING, PING_SECONDS, PONG, SILENCE_SECONDS, Channel, Transport
+from mysqlraft.raft.transport import Transport
 from mysqlraft.raft.wire import LENGTH, PROTOCOL_VERSION
 from tests.raft.ports import free_ports
 
@@ -377,7 +380,7 @@ def with_transports(work: Callable[[Ends, Transport, Transport], Awaitable[None]
         await first.start("127.0.0.1:0")
         await second.start("127.0.0.1:0")
         try:
-            first.set_peers({2: f"127.0.0.1:{second.port}"})
+            first.set_peers({2: f"127.0.0.1:{second.listener.port}"})
             await work(ends, first, second)
         finally:
             await first.stop()
@@ -397,7 +400,7 @@ def test_messages_arrive_and_resets_are_told() -> None:
         await until(lambda: len(ends.received) == 2)
         assert ends.received == [BEAT, BEAT._replace(round=2)]
         await until(lambda: first.round_trip(2) is not None)
-        for connection in list(second.incoming):
+        for connection in list(second.listener.incoming):
             connection.abort()
         await until(lambda: len(ends.resets) >= 6)  # lost and made again, both of them
         await until(lambda: first.connected(2))
@@ -408,8 +411,8 @@ def test_messages_arrive_and_resets_are_told() -> None:
 def test_a_dead_control_connection_takes_the_bulk_connection_with_it() -> None:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
         await until(lambda: first.connected(2))
-        bulk = next(each for each in second.incoming if each.channel is Channel.BULK)
-        next(each for each in second.incoming if each.channel is Channel.CONTROL).abort()
+        bulk = next(each for each in second.listener.incoming if each.channel is Channel.BULK)
+        next(each for each in second.listener.incoming if each.channel is Channel.CONTROL).abort()
         await until(lambda: bulk.closed)
         await until(lambda: first.connected(2))
 
@@ -480,7 +483,7 @@ def test_strangers_are_refused_with_a_reason_on_both_sides(
 
 def test_the_wrong_site_at_an_address_is_found(caplog: pytest.LogCaptureFixture) -> None:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
-        first.set_peers({3: f"127.0.0.1:{second.port}"})
+        first.set_peers({3: f"127.0.0.1:{second.listener.port}"})
         await until(lambda: "but this is site 2" in (first.problem(3) or ""))
 
     with_transports(work)
@@ -507,7 +510,7 @@ def hello(version: int = PROTOCOL_VERSION, site: int = 1) -> bytes:
 
 def test_another_protocol_version_is_refused() -> None:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
-        answer = await raw(second.port, hello(version=PROTOCOL_VERSION + 1))
+        answer = await raw(second.listener.port, hello(version=PROTOCOL_VERSION + 1))
         assert f"protocol version {PROTOCOL_VERSION + 1} is spoken there".encode() in answer
 
     with_transports(work)
@@ -515,7 +518,7 @@ def test_another_protocol_version_is_refused() -> None:
 
 def test_a_second_daemon_with_the_same_site_id_is_refused() -> None:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
-        assert b"another daemon calls itself site 2" in await raw(second.port, hello(site=2))
+        assert b"another daemon calls itself site 2" in await raw(second.listener.port, hello(site=2))
 
     with_transports(work)
 
@@ -545,7 +548,7 @@ def test_garbage_closes_the_connection_and_harms_nothing(garbage: bytes, caplog:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
         await until(lambda: first.connected(2))
         with suppress(ConnectionError):
-            await raw(second.port, garbage)
+            await raw(second.listener.port, garbage)
         assert ends.received == []
         await until(lambda: first.connected(2))  # a handshake in its name took its place for a moment
 
@@ -562,7 +565,7 @@ def test_garbage_closes_the_connection_and_harms_nothing(garbage: bytes, caplog:
 def test_a_frame_may_arrive_byte_by_byte() -> None:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
         first.set_peers({})
-        reader, writer = await asyncio.open_connection("127.0.0.1", second.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", second.listener.port)
         for byte in hello() + framed(6, *BEAT) + framed(6, *BEAT):
             writer.write(bytes([byte]))
             await writer.drain()
@@ -575,12 +578,12 @@ def test_a_frame_may_arrive_byte_by_byte() -> None:
 
 
 def test_a_stranger_who_takes_its_time_is_shown_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mysqlraft.raft.transport.HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr("mysqlraft.raft.listener.HANDSHAKE_SECONDS", 0.3)
     monkeypatch.setattr("mysqlraft.raft.transport.GOSSIP_SECONDS", 0.1)
 
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
         first.set_peers({})
-        reader, writer = await asyncio.open_connection("127.0.0.1", second.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", second.listener.port)
         writer.write(LENGTH.pack(4000))
         answer = asyncio.create_task(reader.read())
         while not answer.done():

@@ -13,9 +13,9 @@ import pytest
 
 from mysqlraft.raft import FileSnapshotStore, LevelDBStore, Limits, Node, Role
 from mysqlraft.raft.bootstrap import bootstrap
+from mysqlraft.raft.channel import Channel
 from mysqlraft.raft.fsm import Applier
 from mysqlraft.raft.messages import Message, SnapshotChunk
-from mysqlraft.raft.transport import Channel
 from tests.raft.ledger import Ledger
 from tests.raft.test_node import TICK, members, run, until
 
@@ -146,7 +146,7 @@ def test_a_broken_connection_is_resumed_and_not_begun_anew(tmp_path: Path) -> No
             size = joined.node.status()["receiving"]["bytes"]
             for share in (1_000_000, 2_000_000):
                 await until(lambda share=share: sum(len(chunk.data) for chunk in joined.chunks) > share)  # type: ignore[misc]
-                for connection in list(joined.node.transport.incoming):
+                for connection in list(joined.node.transport.listener.incoming):
                     if connection.channel is Channel.SNAPSHOT:
                         connection.abort()
             await sites.equal()

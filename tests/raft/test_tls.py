@@ -166,7 +166,7 @@ def connect(
             await first.start("127.0.0.1:0")
             await second.start("127.0.0.1:0")
             try:
-                first.set_peers({2: f"127.0.0.1:{second.port}"})
+                first.set_peers({2: f"127.0.0.1:{second.listener.port}"})
                 await work()
             finally:
                 await first.stop()
@@ -182,8 +182,8 @@ def test_messages_of_all_sizes_arrive(loops: Callable[[], asyncio.AbstractEventL
 
     async def work() -> None:
         await until(lambda: first.connected(2))
-        assert first.incoming == set()
-        version = {each.transport.get_extra_info("cipher")[1] for each in second.incoming if each.transport}
+        assert first.listener.incoming == set()
+        version = {each.transport.get_extra_info("cipher")[1] for each in second.listener.incoming if each.transport}
         assert version == {"TLSv1.3"}
         first.publish(bytes(200_000))
         first.send([BEAT._replace(round=n) for n in range(1000)])
@@ -284,9 +284,9 @@ def test_a_peer_that_never_shakes_hands_holds_nothing_up(directory: Path, caplog
     first, second = End(1, load(directory, "tokyo")), End(2, load(directory, "oslo"))
 
     async def work() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", second.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", second.listener.port)
         await until(lambda: first.connected(2))
-        assert len(second._greeting) == 1
+        assert len(second.listener._greeting) == 1
         await second.stop()
         assert await reader.read() == b""
         writer.close()
@@ -302,11 +302,11 @@ def test_new_connections_take_new_certificates(directory: Path, tmp_path: Path) 
     first, second = End(1, load(directory, "tokyo")), End(2, load(directory, "oslo"))
 
     def serials() -> set[str]:
-        certified = [each.certificate for each in second.incoming]
+        certified = [each.certificate for each in second.listener.incoming]
         return {str(each["issuer"]) + str(each["serialNumber"]) for each in certified if each}
 
     async def again() -> None:
-        for connection in list(second.incoming):
+        for connection in list(second.listener.incoming):
             connection.abort()
         await until(lambda: not first.connected(2))
         await until(lambda: first.connected(2))
@@ -314,18 +314,18 @@ def test_new_connections_take_new_certificates(directory: Path, tmp_path: Path) 
     async def work() -> None:
         await until(lambda: first.connected(2))
         before = serials()
-        first.tls, second.tls = load(directory, "tokyo", ca=both), load(directory, "oslo", ca=both)
+        first.handshake.tls, second.handshake.tls = load(directory, "tokyo", ca=both), load(directory, "oslo", ca=both)
         await again()
-        first.tls = load(tmp_path, "tokyo", ca=both)
+        first.handshake.tls = load(tmp_path, "tokyo", ca=both)
         assert serials() == before, "connections that are there go on"
         await again()
         assert not serials() & before
-        second.tls = load(tmp_path, "oslo", ca=both)
+        second.handshake.tls = load(tmp_path, "oslo", ca=both)
         await again()
-        first.tls, second.tls = load(tmp_path, "tokyo"), load(tmp_path, "oslo")
+        first.handshake.tls, second.handshake.tls = load(tmp_path, "tokyo"), load(tmp_path, "oslo")
         await again()
-        first.tls = load(directory, "tokyo")
-        for connection in list(second.incoming):
+        first.handshake.tls = load(directory, "tokyo")
+        for connection in list(second.listener.incoming):
             connection.abort()
         await until(lambda: "certificate verify failed" in (first.problem(2) or ""))
 
