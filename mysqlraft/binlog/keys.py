@@ -62,7 +62,14 @@ class KeySource(Protocol):
 
 
 class UnhashableKey(BinlogError):
-    """A table with a unique key whose values the binlog does not hold, or without a primary key."""
+    """A table with a unique key whose values the binlog does not hold, or without a primary key; the text says what to
+    do. What is in the binlog stays as it was written: no setting and no new key helps rows that are there already."""
+
+
+_LOST = (
+    "These rows cannot be replicated: exclude the table in `replicate`, alike at every site, restart, and copy what it "
+    "holds into a new table with a primary key"
+)
 
 
 Slicer = Callable[[bytes, int, int, Callable[[int], None]], int]
@@ -88,15 +95,21 @@ def known_keys(table: TableMap, source: KeySource) -> tuple[list[KeyDefinition],
     """
     where = f"{table.schema}.{table.table}"
     if not table.named:
-        raise UnhashableKey(f"{where}: the binlog has no column names: SET PERSIST binlog_row_metadata = FULL")
+        raise UnhashableKey(
+            f"{where}: rows were written while binlog_row_metadata was not FULL, so the binlog has no column names for "
+            f"them. Set it (SET GLOBAL binlog_row_metadata = 'FULL', and in [mysqld]) for rows to come. {_LOST}"
+        )
     if not table.primary_key:
-        raise UnhashableKey(f"{where} has no primary key: add one, or exclude the table")
+        raise UnhashableKey(f"{where}: rows were written while it had no primary key. {_LOST}")
     primary = tuple(KeyPart(table.columns[index].name, prefix) for index, prefix in table.primary_key)
     found = [KeyDefinition("PRIMARY", primary)]
     unique = source.unique_keys(table.schema, table.table)
     for key in unique or ():
         if key.refusal:
-            raise UnhashableKey(f"{where}: unique key {key.name} {key.refusal}: drop it, or exclude the table")
+            raise UnhashableKey(
+                f"{where}: unique key {key.name} {key.refusal}. Drop the key and reload (SIGHUP), or exclude the table "
+                "in `replicate`, alike at every site, and restart"
+            )
         # A key that came later may have columns that these rows do not: no row here can collide on it.
         if all(table.column(part.column) for part in key.parts):
             found.append(key)
@@ -121,8 +134,8 @@ def compile_slicer(
         if missing := wanted - present:
             name = table.columns[min(missing)].name
             raise UnhashableKey(
-                f"{table.schema}.{table.table}: column {name} of a unique key is not in the row image: "
-                "binlog_row_image must be FULL, in every session"
+                f"{table.schema}.{table.table}: rows were written while binlog_row_image was not FULL, so the binlog "
+                f"lacks column {name} of a unique key. Set it for rows to come, in every session. {_LOST}"
             )
         lines += walk_source(columns, wanted, side, "  ")
     for number, key in enumerate(keys):
