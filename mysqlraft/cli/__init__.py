@@ -56,7 +56,7 @@ One daemon runs beside each site's server:
 EPILOG = """\
 exit status: 0 done; 1 the answer is no (findings, a site not in order); 2 a wrong command line or configuration;
 3 the daemon or the server cannot be reached. `mysqlraft run --help` has the daemon's own.
-`mysqlraft VERB --help` shows the options of a verb, with examples.
+Every verb but run prints JSON with --json. `mysqlraft VERB --help` shows the options of a verb, with examples.
 """
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from mysqlraft import config, daemon
 from mysqlraft.cli.errors import CommandError
+from mysqlraft.cli.members import plain
 
 HELP = "make the file's sites the members of a new cluster"
 DESCRIPTION = """\
@@ -19,6 +21,7 @@ start; this is for those who want to see it done. Doing it again changes nothing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", type=Path, required=True, help="the site's YAML file")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,6 +34,10 @@ def run(args: argparse.Namespace) -> int:
             store.close()
     except daemon.StartError as error:
         raise CommandError(str(error), error.status) from None
-    done = "is bootstrapped" if first else "was bootstrapped before, nothing changed"
-    print(f"{settings.data_dir} {done}: {daemon.founding_members(settings)}")
+    members = daemon.founding_members(settings)
+    if args.json:
+        print(json.dumps({"data_dir": str(settings.data_dir), "changed": first, "members": plain(members)}, indent=2))
+    else:
+        done = "is bootstrapped" if first else "was bootstrapped before, nothing changed"
+        print(f"{settings.data_dir} {done}: {members}")
     return 0

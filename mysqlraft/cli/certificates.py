@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from mysqlraft import certificates, config
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"how long the sites' are valid ({certificates.SITE_DAYS})",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +44,9 @@ def run(args: argparse.Namespace) -> int:
         made = certificates.make(args.dir, cluster.id, names, days=args.days, renew=args.renew)
     except (OSError, ValueError) as error:
         raise CommandError(f"{args.dir}: {error}") from None
+    if args.json:
+        print(json.dumps({"dir": str(args.dir), "made": [str(path) for path in made]}, indent=2))
+        return 0
     for path in made:
         print(path)
     if not made:

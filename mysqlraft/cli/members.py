@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mysqlraft.cli import admin
 from mysqlraft.cli.errors import EXIT_NO
 from mysqlraft.cli.status import table
 from mysqlraft.keys import Address, Refused
+
+if TYPE_CHECKING:
+    from mysqlraft.raft.configuration import Configuration
 
 HELP = "who is in the cluster; add, promote, demote, remove a site, change its address or priority"
 DESCRIPTION = """\
@@ -115,6 +118,21 @@ def _done(args: argparse.Namespace) -> str:
         "address": "{site} is reached at {address}",
         "priority": "{site} has priority {priority}",
     }[args.change].format(**vars(args))
+
+
+def plain(configuration: Configuration) -> list[dict[str, Any]]:
+    """Members as `members list --json` shows them, but for what only a running cluster knows."""
+    return [
+        {
+            "id": server.site,
+            "name": server.name,
+            "address": server.address,
+            "voter": server.voter,
+            "witness": server.witness,
+            "priority": server.priority,
+        }
+        for server in configuration.servers.values()
+    ]
 
 
 def _members(status: dict[str, Any]) -> dict[str, Any]:

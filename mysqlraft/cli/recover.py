@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from mysqlraft import config
 from mysqlraft.cli.errors import EXIT_NO, EXIT_USAGE, CommandError
+from mysqlraft.cli.members import plain
+from mysqlraft.config import Config
 from mysqlraft.raft.configuration import Configuration, ConfigurationError
 from mysqlraft.raft.leveldb_store import LevelDBStore
 from mysqlraft.raft.recovery import read_peers, recover
@@ -31,9 +35,10 @@ This writes new members into the stopped daemon's log directory, past all agreem
 
   mysqlraft recover --config tokyo.yaml --peers peers.json          shows what it would do, and asks
   mysqlraft recover --config tokyo.yaml --peers peers.json --yes    for scripts
+  mysqlraft recover --config tokyo.yaml --peers peers.json --json   shows it as JSON, and does it only with --yes
 
-exit status: 0 done; 1 not done: the answer was no, or the disk failed; 2 the file or the directory is wrong, or the
-daemon runs
+exit status: 0 done; 1 not done: the answer was no, --json came without --yes, or the disk failed; 2 the file or the
+directory is wrong, or the daemon runs
 """
 
 WARNINGS = """\
@@ -48,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", type=Path, required=True, help="the site's YAML file")
     parser.add_argument("--peers", metavar="FILE", type=Path, required=True, help="the members from now on, as JSON")
     parser.add_argument("--yes", action="store_true", help="do it without asking")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         members = _members(store)
         peers = read_peers(args.peers, members)
+        if args.json:
+            return _as_json(settings, store, members, peers, do=args.yes)
         print(f"site {settings.site} of cluster {settings.cluster.id}, {settings.data_dir}")
         print(f"its log: up to index {store.last_index}, term {_last_term(store)}; committed at least {store.commit}")
         print(f"members now:  {members}")
@@ -80,6 +88,25 @@ def run(args: argparse.Namespace) -> int:
         store.close()
     print("done: now the same at every other site of the file that is left, and then start the daemons")
     return 0
+
+
+def _as_json(settings: Config, store: LevelDBStore, before: Configuration, peers: Configuration, *, do: bool) -> int:
+    """Nobody is asked: a program reads this."""
+    shown: dict[str, Any] = {
+        "cluster": settings.cluster.id,
+        "site": settings.site,
+        "data_dir": str(settings.data_dir),
+        "last_index": store.last_index,
+        "last_term": _last_term(store),
+        "committed": store.commit,
+        "before": plain(before),
+        "members": plain(peers),
+        "done": do,
+    }
+    if do:
+        recover(store, settings.own.id, peers)
+    print(json.dumps(shown, indent=2))
+    return 0 if do else EXIT_NO
 
 
 def _members(store: LevelDBStore) -> Configuration:

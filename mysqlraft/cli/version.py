@@ -1,6 +1,7 @@
 """mysqlraft version"""
 
 import argparse
+import json
 import platform
 
 from mysqlraft import __version__
@@ -10,10 +11,14 @@ DESCRIPTION = "Prints the versions of mysqlraft and Python."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    del args
-    print(f"mysqlraft {__version__} (Python {platform.python_version()}, {platform.system()} {platform.machine()})")
+    python, system, machine = platform.python_version(), platform.system(), platform.machine()
+    if args.json:
+        shown = {"mysqlraft": __version__, "python": python, "system": system, "machine": machine}
+        print(json.dumps(shown, indent=2))
+    else:
+        print(f"mysqlraft {__version__} (Python {python}, {system} {machine})")
     return 0

@@ -58,6 +58,13 @@ def test_help_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert verb == "version" or f"mysqlraft {verb}" in shown.split("options:")[0], "examples come first"
 
 
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"run"}))
+def test_every_verb_but_run_prints_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, *(["list"] if verb == "members" else []), "--help"])
+    assert "--json" in capsys.readouterr().out.split("options:")[1]
+
+
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -122,12 +129,26 @@ def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         port.release()
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["version", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert shown == "mysqlraft {mysqlraft} (Python {python}, {system} {machine})\n".format(**found)
+
+
 def test_bootstrap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path)
     assert main(["bootstrap", "--config", path]) == 0
     assert "is bootstrapped: 1=tokyo@127.0.0.1:7450, 2=oslo@127.0.0.1:7460" in capsys.readouterr().out
     assert main(["bootstrap", "--config", path]) == 0
     assert "nothing changed" in capsys.readouterr().out
+    assert main(["bootstrap", "--config", path, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == {"data_dir": str(tmp_path / "log"), "changed": False, "members": MEMBERS}
+    Path(path).write_text(Path(path).read_text().replace("/log", "/another"))
+    assert main(["bootstrap", "--config", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["changed"]
     Path(path).write_text(Path(path).read_text().replace("name: oslo", "name: lima"))
     assert main(["bootstrap", "--config", path]) == 2
     error = capsys.readouterr().err
@@ -265,6 +286,11 @@ def test_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "holds certificates for all 2 sites already" in capsys.readouterr().out
     assert main([*command, "--renew", "--days", "30"]) == 0
     assert "oslo.pem" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"dir": str(tmp_path / "made"), "made": []}
+    assert main([*command, "--json", "--renew"]) == 0
+    renewed = [str(tmp_path / "made" / name) for name in ("tokyo.pem", "oslo.pem")]
+    assert json.loads(capsys.readouterr().out)["made"] == renewed
     (tmp_path / "made" / "ca.key").write_text("lost")
     assert main([*command, "--renew"]) == 1
     error = capsys.readouterr().err
@@ -292,6 +318,13 @@ def log(tmp_path: Path) -> tuple[str, Path]:
     return path, directory
 
 
+def member(site: int, name: str, port: int) -> dict[str, Any]:
+    """A voter as --json shows it."""
+    address = f"127.0.0.1:{port}"
+    return {"id": site, "name": name, "address": address, "voter": True, "witness": False, "priority": 0}
+
+
+MEMBERS = [member(1, "tokyo", 7450), member(2, "oslo", 7460)]
 TOGETHER = Configuration([raft.Server(1, "tokyo", "127.0.0.1:7450"), raft.Server(2, "oslo", "127.0.0.1:7460")])
 
 
@@ -379,6 +412,20 @@ def test_recover(
     assert main(command) == 1
     assert "nothing was changed" in capsys.readouterr().out
     assert members() == TOGETHER
+    assert main([*command, "--json"]) == 1, "nobody is asked"
+    planned = json.loads(capsys.readouterr().out)
+    assert planned == {
+        "cluster": "test",
+        "site": "tokyo",
+        "data_dir": str(directory),
+        "last_index": 30,
+        "last_term": 2,
+        "committed": 28,
+        "before": MEMBERS,
+        "members": [member(1, "tokyo", 7455)],
+        "done": False,
+    }
+    assert members() == TOGETHER
     monkeypatch.setattr("builtins.input", lambda prompt: "test")
     assert main(command) == 0
     shown = capsys.readouterr().out
@@ -388,6 +435,12 @@ def test_recover(
     assert "there may be two clusters" in shown
     assert members() == Configuration([raft.Server(1, "tokyo", "127.0.0.1:7455")])
     assert main([*command, "--yes"]) == 0, "again"
+    capsys.readouterr()
+    peers.write_text('[{"id": 1, "address": "127.0.0.1:7456"}]')
+    assert main([*command, "--yes", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["done"], done["members"]) == (True, [member(1, "tokyo", 7456)])
+    assert members() == Configuration([raft.Server(1, "tokyo", "127.0.0.1:7456")])
 
 
 def test_recover_refuses(log: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
