@@ -22,14 +22,15 @@ HELP = "is the site's server fit to be replicated? If not, the SQL that makes it
 DESCRIPTION = """\
 Runs every preflight check against the site's server, with the daemon's own account, and prints for each finding what is
 wrong, why it matters and the exact SQL that mends it, and the option for my.cnf. It changes nothing.
-Errors keep replication from starting; warnings do not.
+Errors keep replication from starting, warnings do not; once a site has applied anything, errors about a table keep only
+its own writes back.
 
   mysqlraft check --config tokyo.yaml
   mysqlraft check --config tokyo.yaml --json
   mysqlraft check --config tokyo.yaml --sql | mysql -u root -p     run all of it
   mysqlraft check --config tokyo.yaml --grants mysql               how to create the account, without asking a server
 
-exit status: 0 nothing keeps replication from starting; 1 errors were found; 3 the server cannot be asked
+exit status: 0 no errors; 1 errors were found; 3 the server cannot be asked
 """
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 class Severity(StrEnum):
     ERROR = "error"
-    """Replication does not start: it would fail, or sites would diverge."""
+    """Replication does not start, or this site's writes are held back: it would fail, or sites would diverge."""
     WARNING = "warning"
     """Replication works, but not as well or as safely as it could."""
     INFO = "info"

@@ -35,10 +35,17 @@ class Inspection:
     flavour: str
     version: str
     findings: tuple[Finding, ...]
+    tables: frozenset[Finding] = frozenset()
+    """Those of the findings that are about a table, which a statement mends: also one of another site, by apply."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    @property
+    def server_errors(self) -> tuple[Finding, ...]:
+        """The errors that are about no table: its settings, its version, what the account may do."""
+        return tuple(finding for finding in self.errors if finding not in self.tables)
 
 
 def inspect(connection: pymysql.Connection[Any], config: Config, replicated: Replicated) -> Inspection:
@@ -64,17 +71,18 @@ def inspect(connection: pymysql.Connection[Any], config: Config, replicated: Rep
         return Inspection(flavour, version, (finding,))
     variables = {str(name): str(value) for name, value in query("SHOW GLOBAL VARIABLES")}
     server = _Server(query, variables, mariadb, config)
+    tables = tuple(check_tables(query, replicated, variables, None if mariadb else numbers))
     findings = [
         *server.settings(),
         *server.position(),
         *server.binlog_filters(),
         *server.clock(),
         *check_grants(query, config, mariadb, numbers),
-        *check_tables(query, replicated, variables, None if mariadb else numbers),
+        *tables,
     ]
     order = list(Severity)
     findings.sort(key=lambda finding: order.index(finding.severity))
-    return Inspection(flavour, version, tuple(findings))
+    return Inspection(flavour, version, tuple(findings), frozenset(tables))
 
 
 def table_errors(query: Query, replicated: Replicated) -> tuple[Finding, ...]:
@@ -186,7 +194,7 @@ class _Server:
                 "innodb_force_primary_key" if self.mariadb else "sql_require_primary_key",
                 "ON",
                 Severity.INFO,
-                "a table without a primary key can be made, and keeps the site from replicating until it has one; the "
+                "a table without a primary key can be made, and keeps what this site writes from the others; the "
                 "server can refuse it from the start",
             ),
             (

@@ -5,12 +5,14 @@
 Order of a start
 ----------------
 
-1. Preflight. Errors are reported as the reason why replication is stopped, and looked at again until they are gone.
+1. Preflight. Errors are reported as the reason why replication is stopped, and looked at again until they are gone. At
+   a site that has applied anything before, those of tables wait until 4: what mends them may be in the log.
 2. `Applier` reads the progress row, and rebuilds the replicated state from the log.
 3. Before the first entry is applied, this site proposes OPEN in a session of its own. If the log knows no position of
    this site yet, it is the end of the binlog now, and the base is what the tables hold now: no applied transaction can
    come between the two, as nothing is applied before.
-4. Apply goes on. When it passes the OPEN, accepted, `Capture` starts at the position that the state holds there.
+4. Apply goes on. When it passes the OPEN, accepted, `Capture` starts at the position that the state holds there, once
+   every table can be replicated.
 
 A session that another one supersedes, or whose OPEN is not accepted because a greater one was on its way, is followed
 by a new one.
@@ -31,7 +33,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
@@ -41,6 +43,7 @@ from typing import Any
 import msgpack
 import pymysql
 from pymysql.connections import Connection
+from pymysql.constants import ER
 
 from mysqlraft import config, logs
 from mysqlraft.admin.status import State
@@ -195,6 +198,9 @@ class Replica:
                         self._config.replicate.include, self._config.replicate.exclude, any_case=self._any_case
                     )
                     inspection = inspect(connection, self._config, self._replicated)
+                    errors = inspection.errors
+                    if not inspection.server_errors and errors and _has_applied(connection):
+                        errors = ()  # of tables: they hold capture, which looks for itself
                 finally:
                     connection.close()
             except (pymysql.err.MySQLError, OSError, ConfigError) as error:
@@ -206,7 +212,7 @@ class Replica:
             attempt = 0
             self._server = f"{inspection.flavour} {inspection.version}"
             self._flavour = Flavour.MARIADB if inspection.flavour == "mariadb" else Flavour.MYSQL
-            if not (errors := inspection.errors):
+            if not errors:
                 for finding in inspection.findings:
                     logger.info("preflight %s: %s", finding.severity.value, finding.what)
                 return arguments
@@ -280,9 +286,11 @@ class Replica:
     def _on_step(self, entry: LogEntry, step: Step, state: ReplicationState) -> None:
         """Apply has looked at an entry; it may look at one again after an error."""
         self._checks = state.checks
-        if step.kind is StepKind.DDL and entry.origin != self._site and self._guard is not None:
-            self._guard.statement_ahead(entry.index)
         payload = step.payload
+        if step.kind is StepKind.DDL and entry.origin != self._site and self._guard is not None:
+            assert payload is not None
+            assert payload.ddl is not None
+            self._guard.statement_ahead(entry.index, payload.ddl.tables)
         if step.accepted and payload is not None and step.units:
             self._under_way.append((entry.index, step.units[0][0].committed_at))
         if entry.origin != self._site or entry.index <= self._returned_index:
@@ -316,11 +324,12 @@ class Replica:
     def _start_capture(self, state: ReplicationState) -> None:
         origin = state.origins[self._site]
         assert origin.resume is not None, "its OPEN has just been accepted"
+        session = self._session
         capture = self._capture = Capture(
             account.arguments(self._config.server),
             self,
             CaptureState(origin.resume, origin.done, origin.base),
-            session=self._session,
+            session=session,
             server_id=dump_server_id(self._config.cluster.id, self._site, Reader.CAPTURE),
             replicated=self._replicated,
             position=self._config.capture.position,
@@ -329,7 +338,7 @@ class Replica:
         )
         self._returned = 0
         self._wake.set()
-        self._capture_thread = self._thread("capture", lambda: self._run_capture(capture))
+        self._capture_thread = self._thread("capture", lambda: self._run_capture(capture, session))
         resume = origin.resume
         logger.info("capture starts file=%s offset=%d gtids=%s", resume.file, resume.offset, resume.gtids or "-")
 
@@ -349,8 +358,11 @@ class Replica:
         if applier.status.state is ApplyState.STOPPED:
             self._fail(applier.status.reason, EXIT_STOPPED)
 
-    def _run_capture(self, capture: Capture) -> None:
+    def _run_capture(self, capture: Capture, session: int) -> None:
+        assert self._guard is not None
         try:
+            # Before anything is read: rows without a primary key end capture, and the process with it.
+            self._until_fit(session, self._guard.look)
             capture.run()
         except SessionOver:
             return
@@ -364,9 +376,19 @@ class Replica:
         """What capture proposes goes to the log, as long as every table can be replicated; apply learns that one may
         have changed."""
         assert self._applier is not None
+        assert self._guard is not None
         if kind_of(payload) is PayloadKind.DDL:
             self._applier.forget_tables()
-        while found := self._look(payload):
+        self._until_fit(session, partial(self._guard.errors, payload))
+        self._link.propose(session, sequence, payload)
+
+    def _until_fit(self, session: int, look: Callable[[int], tuple[Finding, ...]]) -> None:
+        """Returns when ``look(log index in the tables)`` finds nothing.
+
+        Raises:
+            SessionOver: the session may not propose any more.
+        """
+        while found := self._unfit(look):
             if found != self._waits:
                 logger.error("capture waits reason=%r", found[1])
                 self._waits = found
@@ -374,14 +396,12 @@ class Replica:
             if self._link.stopping.wait(GUARD_SECONDS) or not self._link.is_open(session):
                 raise SessionOver(f"session {session} is over")
         self._waits = None
-        self._link.propose(session, sequence, payload)
 
-    def _look(self, payload: bytes) -> tuple[State, str] | None:
-        """Why the payload may not be proposed, or not yet; None if it may."""
-        assert self._guard is not None
+    def _unfit(self, look: Callable[[int], tuple[Finding, ...]]) -> tuple[State, str] | None:
+        """Why capture may not go on, or not yet; None if it may."""
         assert self._applier is not None
         try:
-            errors = self._guard.errors(payload, self._applier.status.index)
+            errors = look(self._applier.status.index)
         except (pymysql.err.MySQLError, OSError, ConfigError) as error:
             return State.RETRYING, f"the server at {account.where(self._config.server)}: {_text(error)}"
         return (State.STOPPED, _reason(errors)) if errors else None
@@ -455,6 +475,18 @@ class Replica:
         if not under_way:
             return 0.0
         return round(max(0.0, time.time() - under_way[0][1] / 1e6), 3)
+
+
+def _has_applied(connection: Connection[Any]) -> bool:
+    """Whether the server's tables hold any of the log already."""
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute("SELECT 1 FROM mysqlraft.progress WHERE applied > 0")
+        except pymysql.err.MySQLError as error:
+            if error.args[0] in (ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR):
+                return False
+            raise
+        return cursor.fetchone() is not None
 
 
 def _reason(errors: Sequence[Finding]) -> str:

@@ -1,78 +1,132 @@
-"""Preflight's look at the tables, repeated after every statement.
+"""Preflight's look at the tables, repeated when capture starts and after every statement.
 
-Preflight sees the tables of the start. A statement that runs later, here or at another site, may leave a table that
-cannot be replicated: without a primary key, of another engine, with a foreign key whose cascades this server keeps to
-itself. From then on nothing more of this site is proposed until the table is as it should be, or gone; apply goes on,
-as the statement that mends it may come from another site.
+A statement that runs here or at another site may leave a table that cannot be replicated: without a primary key, of
+another engine, with a foreign key whose cascades this server keeps to itself. From then on nothing more of this site is
+proposed until the table is as it should be, or gone; apply goes on, as the statement that mends it may come from
+another site.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import pymysql
 from pymysql.constants import CR, ER
 
-from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.statements import classify
 from mysqlraft.mysql.finding import Finding, identifier
 from mysqlraft.mysql.preflight import table_errors
-from mysqlraft.replication.entry import Payload, PayloadKind, decode, kind_of
+from mysqlraft.replication.entry import PayloadKind, decode, kind_of
 
 _NOT_SEEN = {ER.LOCK_WAIT_TIMEOUT, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST}
 """Errors that say nothing about the table."""
+
+_COUNTER = re.compile(r" AUTO_INCREMENT=\d+")
+"""What inserting a row changes of a definition."""
+
+
+class Source(Protocol):
+    """A connection that only reads; `ServerKeySource` is one."""
+
+    def query(self, statement: str) -> Sequence[Sequence[Any]]: ...
+    def close(self) -> None: ...
 
 
 class TableGuard:
     """Whether what capture has read may be proposed. One thread; `statement_ahead` may be called from any.
 
-    Every local statement gets a look of its own: the one before may have been too early to see it, as a statement can
-    be in the binlog before its effect shows. A look that found every table fit covers other sites' statements up to
-    the log index ``_reached``.
+    A *look* asks the server about every table. Invariant: what was committed while a table could not be replicated
+    leaves only after a look that found all tables fit again. Only statements change what a look finds, so a payload
+    that has been read leaves
+
+    - after a look of its own, if it is a statement. One from before may have been too early to see it, as a statement
+      can be in the binlog before its effect shows. All that was committed here after a local statement comes after it;
+    - without, if every statement of another site that apply has announced was covered by a look, those up to log index
+      ``_reached``. What is announced later runs later;
+    - without, while such a statement runs, if the tables that it names are what they were before the last look that
+      found all fit: then it has had no effect yet, and had none when the payload was read. Nothing else would tell. Its
+      effect shows some time before its index is in the tables, and what is committed here in between has the same base
+      as what came before it;
+    - after a look otherwise, so once the index of the statement is in the tables.
     """
 
-    def __init__(self, source: ServerKeySource, replicated: Callable[[str, str], bool]) -> None:
+    def __init__(self, source: Source, replicated: Callable[[str, str], bool]) -> None:
         self._source = source
         self._replicated = replicated
-        self._reached = self._ahead = 0
+        self._reached = -1
+        self._ahead: tuple[int, tuple[tuple[str, str | None], ...]] = 0, ()
+        """The last statement that was announced: its log index and its tables."""
+        self._before: tuple[int, tuple[str, ...]] | None = None
+        """Log index of the statement that was ahead at the last look that found all fit, and what its tables were."""
 
     def close(self) -> None:
         self._source.close()
 
-    def statement_ahead(self, log_index: int) -> None:
-        """Apply is about to run another site's statement."""
-        self._ahead = max(self._ahead, log_index)
+    def statement_ahead(self, log_index: int, tables: Iterable[tuple[str, str | None]]) -> None:
+        """Apply is about to run another site's statement, on these tables; table None: on anything in the schema."""
+        self._ahead = log_index, tuple(tables)
 
     def errors(self, data: bytes, applied: int) -> tuple[Finding, ...]:
-        """What keeps the payload `data` from being proposed. ``applied``: the log index in the tables.
+        """What keeps the payload `data` from being proposed. ``applied``: a log index that the tables hold.
 
         Raises:
             pymysql.err.MySQLError: the server cannot be asked.
         """
         if kind_of(data) is PayloadKind.DDL:
-            self._wait_for_effect(decode(data))
-        elif self._ahead <= self._reached:
+            self._wait_for_effect(data)
+        elif self._ahead[0] <= self._reached or self._unchanged(applied):
             return ()
-        errors = self._look()
+        return self.look(applied)
+
+    def look(self, applied: int) -> tuple[Finding, ...]:
+        """What keeps any table from being replicated. ``applied``: a log index that the tables hold.
+
+        Raises:
+            pymysql.err.MySQLError: the server cannot be asked.
+        """
+        ahead, tables = self._ahead
+        before = self._definitions(tables) if applied < ahead else None
+        errors = table_errors(self._source.query, self._replicated)
         if errors:
             # A look takes several queries: a table that was dropped in between lacks everything in the later ones.
-            still = set(self._look())
+            still = set(table_errors(self._source.query, self._replicated))
             errors = tuple(error for error in errors if error in still)
         if not errors:
             self._reached = applied
+            self._before = None if before is None else (ahead, before)
         return errors
 
-    def _look(self) -> tuple[Finding, ...]:
-        return table_errors(self._source.query, self._replicated)
+    def _unchanged(self, applied: int) -> bool:
+        """Whether the statement ahead is still without effect on its tables."""
+        ahead, tables = self._ahead
+        if applied >= ahead or self._before is None or self._before[0] != ahead:
+            return False
+        return self._definitions(tables) == self._before[1]
 
-    def _wait_for_effect(self, payload: Payload) -> None:
+    def _definitions(self, tables: Iterable[tuple[str, str | None]]) -> tuple[str, ...] | None:
+        """What the tables are, "" for one that is not there; None if they are not all known by name."""
+        found = []
+        for schema, table in tables:
+            if table is None:
+                return None
+            found.append(_COUNTER.sub("", self._definition(schema, table)))
+        return tuple(found)
+
+    def _definition(self, schema: str, table: str) -> str:
+        """The statement that makes the table, "" if it is gone or no table. Waits for whoever is changing it."""
+        try:
+            return str(self._source.query(f"SHOW CREATE TABLE {identifier(schema, table)}")[0][1])
+        except pymysql.err.MySQLError as error:
+            if error.args[0] in _NOT_SEEN:
+                raise
+            return ""
+
+    def _wait_for_effect(self, data: bytes) -> None:
         """The binlog may hold a statement a moment before its effect can be seen, which the tables' locks outlast."""
-        assert payload.ddl is not None
-        for schema, table in classify(payload.ddl.statement, payload.ddl.schema).objects:
+        ddl = decode(data).ddl
+        assert ddl is not None
+        for schema, table in classify(ddl.statement, ddl.schema).objects:
             if table is not None:
-                try:
-                    self._source.query(f"SHOW CREATE TABLE {identifier(schema, table)}")
-                except pymysql.err.MySQLError as error:
-                    if error.args[0] in _NOT_SEEN:
-                        raise
-                    # It is gone, or no table.
+                self._definition(schema, table)

@@ -243,6 +243,7 @@ def test_an_unfit_server_is_named_and_waited_for(site: ClusterSite, monkeypatch:
     site.daemon.start()
     reason = state(site, "stopped")["reason"]
     assert reason.startswith("the server is not fit to be replicated: shop.t has no primary key; `mysqlraft check`")
+    assert not sql(site, "SHOW DATABASES LIKE 'mysqlraft'"), "on a first start nothing begins before"
     sql(site, "ALTER TABLE shop.t ADD PRIMARY KEY (a)")
     state(site, "running")
 
@@ -341,6 +342,84 @@ def test_another_sites_table_that_does_not_do_here(make: Callable[[int], Cluster
     os.kill(there.daemon.pid, signal.SIGHUP)
     until(lambda: has_table(here, "local", "t"), "what was held comes")
     until(lambda: sql(there, "SELECT * FROM shop.t") == ((1,),), "and the row goes")
+
+
+def test_a_table_that_does_not_do_at_a_start(make: Callable[[int], Cluster]) -> None:
+    """Where something was applied before, it holds capture only, and what mends it may come from another site. What is
+    wrong with the server itself holds all."""
+    cluster = make(2)
+    cluster.start_daemons()
+    here, there = cluster
+    for one in cluster:
+        state(one, "running")
+    sql(
+        here,
+        "CREATE DATABASE shop",
+        "CREATE TABLE shop.t (a INT PRIMARY KEY)",
+        "CREATE TABLE shop.u (a INT PRIMARY KEY)",
+    )
+    until(lambda: has_table(there, "shop", "u"), "the tables")
+    there.daemon.stop()
+    sql(there, "INSERT INTO shop.u VALUES (2)")
+    sql(there, "SET SESSION sql_log_bin = 0", "ALTER TABLE shop.t ENGINE = MyISAM")
+    sql(there, "SET GLOBAL binlog_row_image = 'MINIMAL'")
+    sql(here, "INSERT INTO shop.u VALUES (1)")
+
+    def rows(site: ClusterSite) -> list[int]:
+        return [a for (a,) in sql(site, "SELECT a FROM shop.u ORDER BY a")]
+
+    there.daemon.start()
+    found = state(there, "stopped")
+    assert "binlog_row_image is MINIMAL, not FULL and 1 more;" in found["reason"]
+    assert found["applied"] is None
+    assert rows(there) == [2]
+
+    sql(there, "SET GLOBAL binlog_row_image = 'FULL'")
+    until(lambda: rows(there) == [1, 2], "apply goes on")
+    reason = "the server is not fit to be replicated: shop.t is a MyISAM table; `mysqlraft check` prints the SQL"
+    until(lambda: row(there).get("reason", "").startswith(reason), "what capture waits for")
+    replica = there.daemon.replica_pid
+    assert row(there)["state"] == "stopped"
+    assert ask(there, "/readyz")[0] == 503
+    assert reason in ask(there, "/readyz")[1]
+    assert f"capture waits reason='{reason}" in log(there)
+    check = [sys.executable, "-m", "mysqlraft", "check", "--config", str(there.daemon.config)]
+    checked = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert "error: shop.t is a MyISAM table" in checked.stdout
+    assert row(there)["units"]["captured"] == 0
+
+    sql(here, "ALTER TABLE shop.t ENGINE = InnoDB")
+    state(there, "running")
+    until(lambda: rows(here) == [1, 2], "what was held comes")
+    assert there.daemon.replica_pid == replica
+
+
+def test_rows_without_a_primary_key_before_a_start(make: Callable[[int], Cluster]) -> None:
+    """They hold capture before it reads them, so that apply goes on; and the way on that the error names is one."""
+    cluster = make(2)
+    cluster.start_daemons()
+    here, there = cluster
+    for one in cluster:
+        state(one, "running")
+    sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.u (a INT PRIMARY KEY)")
+    until(lambda: has_table(there, "shop", "u"), "the table")
+    there.daemon.stop()
+    sql(there, "CREATE TABLE shop.n (a INT)", "INSERT INTO shop.n VALUES (1)")
+    there.daemon.start()
+    assert "shop.n has no primary key" in state(there, "stopped")["reason"]
+    sql(here, "INSERT INTO shop.u VALUES (1)")
+    until(lambda: sql(there, "SELECT a FROM shop.u") == ((1,),), "apply goes on")
+    sql(there, "ALTER TABLE shop.n ADD PRIMARY KEY (a)")
+    wanted = "capture: shop.n: rows were written while it had no primary key. These rows cannot be replicated: exclude"
+    until(lambda: row(there).get("reason", "").startswith(wanted), "the rows are come upon")
+    for one in cluster:
+        one.daemon.stop()
+        configure(one, "replicate", exclude=["shop.n"])
+        one.daemon.start()
+    state(there, "running")
+    sql(there, "CREATE TABLE shop.m (a INT PRIMARY KEY)", "INSERT INTO shop.m SELECT a FROM shop.n")
+    until(lambda: has_table(here, "shop", "m") and sql(here, "SELECT a FROM shop.m") == ((1,),), "what it held")
 
 
 def test_a_lost_binlog_stops_the_site_and_says_so(site: ClusterSite) -> None:

@@ -1,0 +1,254 @@
+"""What keeps local payloads from the log while a table cannot be replicated, and how often the server is asked."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import pymysql
+import pytest
+
+from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.mysql.finding import Finding, Severity
+from mysqlraft.replication import table_guard
+from mysqlraft.replication.entry import Ddl, Flavour, Payload, PayloadKind, Position
+from mysqlraft.replication.table_guard import TableGuard
+from mysqlraft.sandbox.servers import Server
+from tests.replication.recorder import arguments
+
+
+def payload(kind: PayloadKind, ddl: Ddl | None = None) -> bytes:
+    return Payload(kind, Flavour.MYSQL, 0, Position("binlog.000001", 4), ("binlog.000001", 4), ddl=ddl).encode()
+
+
+ROWS = payload(PayloadKind.UNITS)
+STATEMENT = payload(PayloadKind.DDL, Ddl([("shop", "t")], "ALTER TABLE t ADD x INT", "shop", {}, 0))
+TABLE = [("shop", "t")]
+
+
+class World:
+    """A server of one table: its definition, and whether it can be replicated. Counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.fit = True
+        self.definition = 0
+        self.counter = 0
+        self.looks = 0
+        self.definitions = 0
+
+    def query(self, statement: str) -> Sequence[Sequence[Any]]:
+        assert statement == "SHOW CREATE TABLE `shop`.`t`"
+        self.definitions += 1
+        self.counter += 1
+        return [("t", f"CREATE TABLE t AUTO_INCREMENT={self.counter} COMMENT='{self.definition}'")]
+
+    def close(self) -> None:
+        pass
+
+    def look(self, *_: object) -> tuple[Finding, ...]:
+        self.looks += 1
+        return () if self.fit else (Finding("primary_key", Severity.ERROR, "shop.t has no primary key", ""),)
+
+    def change(self, *, fit: bool) -> None:
+        """A statement takes effect."""
+        self.definition += 1
+        self.fit = fit
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    monkeypatch.setattr(table_guard, "table_errors", made.look)
+    return made
+
+
+@pytest.fixture
+def guard(world: World) -> TableGuard:
+    """One that has looked, and applied up to 7."""
+    made = TableGuard(world, lambda schema, table: True)
+    assert made.look(7) == ()
+    world.looks = 0
+    return made
+
+
+def test_the_first_payload_is_looked_at(world: World) -> None:
+    """Whatever came before the start is not known."""
+    world.fit = False
+    guard = TableGuard(world, lambda schema, table: True)
+    assert guard.errors(ROWS, 0)
+    world.fit = True
+    assert not guard.errors(ROWS, 0)
+    looks = world.looks
+    assert not guard.errors(ROWS, 0)
+    assert world.looks == looks
+
+
+def test_without_statements_nothing_is_asked(guard: TableGuard, world: World) -> None:
+    for applied in range(7, 20):
+        assert guard.errors(ROWS, applied) == ()
+    assert (world.looks, world.definitions) == (0, 0)
+
+
+def test_every_local_statement_has_a_look(guard: TableGuard, world: World) -> None:
+    for count in range(1, 4):
+        assert guard.errors(STATEMENT, 7) == ()
+        assert world.looks == count
+
+
+def test_while_a_statement_runs_one_look_is_enough(guard: TableGuard, world: World) -> None:
+    """And one when it is in the tables; in between only its own tables are asked for, by a query for each."""
+    guard.statement_ahead(9, TABLE)
+    for _ in range(100):
+        assert guard.errors(ROWS, 8) == ()
+    assert world.looks == 1
+    assert world.definitions <= 102
+    world.change(fit=True)
+    for _ in range(100):
+        assert guard.errors(ROWS, 8) == ()
+    assert world.looks == 2
+    for _ in range(100):
+        assert guard.errors(ROWS, 9) == ()
+    assert world.looks == 3
+
+
+def test_an_effect_is_seen_before_its_index_is_in_the_tables(guard: TableGuard, world: World) -> None:
+    guard.statement_ahead(9, TABLE)
+    assert guard.errors(ROWS, 8) == ()
+    world.change(fit=False)
+    assert guard.errors(ROWS, 8)
+    assert guard.errors(ROWS, 8), "it is not forgotten"
+    assert guard.errors(ROWS, 9)
+    world.change(fit=True)
+    assert guard.errors(ROWS, 9) == ()
+
+
+def test_the_next_statement_is_another(guard: TableGuard, world: World) -> None:
+    """What was true while one ran says nothing of the next."""
+    guard.statement_ahead(9, TABLE)
+    assert guard.errors(ROWS, 8) == ()
+    guard.statement_ahead(10, TABLE)
+    assert guard.errors(ROWS, 9) == ()
+    assert world.looks == 2
+
+
+def test_a_statement_on_nobody_knows_what(guard: TableGuard, world: World) -> None:
+    """Where its tables are not all known by name, nothing less than a look tells."""
+    guard.statement_ahead(9, [*TABLE, ("shop", None)])
+    for count in range(1, 4):
+        assert guard.errors(ROWS, 8) == ()
+        assert world.looks == count
+    world.fit = False
+    assert guard.errors(ROWS, 8)
+
+
+@dataclass
+class Written:
+    """A payload that capture has read; ``tainted``: some of it was committed while a table did not do, and nobody has
+    seen all of them in order since."""
+
+    data: bytes
+    tainted: bool
+
+
+EVENTS = ["write", "change here", "mend here", "announce", "effect", "bad effect", "in the tables", "propose"]
+HISTORIES = 300
+
+
+def test_what_was_written_to_a_table_that_does_not_do_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order things happen: local statements and rows, a remote statement's announcement, its effect and
+    its index in the tables, and the proposals, which come later than what is proposed."""
+    left = held = 0
+    for seed in range(HISTORIES):
+        rng = random.Random(seed)
+        world = World()
+        guard = TableGuard(world, lambda schema, table: True)
+        read: deque[Written] = deque()
+
+        def look(*arguments: object, world: World = world, read: deque[Written] = read) -> tuple[Finding, ...]:
+            for each in read:
+                each.tainted = each.tainted and not world.fit
+            return world.look(*arguments)
+
+        monkeypatch.setattr(table_guard, "table_errors", look)
+        applied, running, done = 0, False, False
+        for event in rng.choices(EVENTS, weights=(4, 1, 1, 3, 2, 2, 2, 8), k=80):
+            match event:
+                case "write":
+                    read.append(Written(ROWS, not world.fit))
+                case "change here" | "mend here":
+                    world.change(fit=event == "mend here")
+                    read.append(Written(STATEMENT, not world.fit))
+                case "announce" if not running:
+                    guard.statement_ahead(applied + 1, TABLE)
+                    running, done = True, False
+                case "effect" | "bad effect" if running and not done:
+                    world.change(fit=event == "effect")
+                    done = True
+                case "in the tables" if done:
+                    applied, running, done = applied + 1, False, False
+                case "propose" if read:
+                    if guard.errors(read[0].data, applied):
+                        held += 1
+                        continue
+                    assert not read[0].tainted, f"seed {seed}"
+                    read.popleft()
+                    left += 1
+        world.change(fit=True)
+        assert all(not guard.errors(each.data, applied) for each in read), "once all is mended, all goes"
+    print(f"{HISTORIES} histories: {left} payloads left, {held} times one was held")
+    assert min(left, held) > HISTORIES
+
+
+class Counting(ServerKeySource):
+    """Counts the questions about every table."""
+
+    looks = 0
+
+    def query(self, statement: str) -> Sequence[Sequence[Any]]:
+        self.looks += "FROM information_schema.tables WHERE table_type = 'BASE TABLE'" in statement
+        return super().query(statement)
+
+
+UNFITTING = [
+    # a statement, and what mends it
+    ("ALTER TABLE shop.t ENGINE = MyISAM", "ALTER TABLE shop.t ENGINE = InnoDB"),
+    ("ALTER TABLE shop.t MODIFY n INT, DROP PRIMARY KEY", "ALTER TABLE shop.t ADD PRIMARY KEY (n)"),
+    ("CREATE TABLE shop.u (a INT)", "DROP TABLE shop.u"),
+    ("RENAME TABLE away.v TO shop.v", "DROP TABLE shop.v"),
+]
+
+
+def test_on_a_server(server: Server) -> None:
+    """Each statement is seen as soon as it has had its effect; rows of its tables are not taken for one."""
+    source = Counting(lambda: pymysql.connect(**arguments(server), autocommit=True))
+    guard = TableGuard(source, lambda schema, table: schema == "shop")
+    with closing(server.connect()) as connection, connection.cursor() as cursor:
+        for statement in (
+            "CREATE DATABASE shop",
+            "CREATE TABLE shop.t (n INT AUTO_INCREMENT PRIMARY KEY, a INT)",
+            "CREATE DATABASE away",
+            "CREATE TABLE away.v (a INT)",
+        ):
+            cursor.execute(statement)
+        assert guard.look(1) == ()
+        for index, (statement, mended) in enumerate(UNFITTING, 2):
+            guard.statement_ahead(index, [("shop", "t"), ("shop", "u"), ("shop", "v"), ("away", "v")])
+            assert guard.errors(ROWS, index - 1) == ()
+            looks = source.looks
+            cursor.execute(f"INSERT INTO shop.t VALUES ({10 * index}, 1)")
+            assert guard.errors(ROWS, index - 1) == ()
+            assert source.looks == looks, f"not yet: {statement}"
+            cursor.execute(statement)
+            found = guard.errors(ROWS, index - 1)
+            print(f"{statement}: {found[0].what}")
+            assert guard.errors(ROWS, index) == found, "and still when it is in the tables"
+            cursor.execute(mended)
+            assert guard.errors(ROWS, index) == ()
+            looks = source.looks
+            assert guard.errors(ROWS, index) == ()
+            assert source.looks == looks, "it is covered"
+    guard.close()
