@@ -22,11 +22,13 @@ from typing import Any, Protocol, cast
 import pymysql
 from pymysql.connections import Connection
 
+from mysqlraft.binlog.changes import Rows, SchemaChange
 from mysqlraft.binlog.dump import DumpConnection, file_identity
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
 from mysqlraft.binlog.gtid import DomainPositions
 from mysqlraft.binlog.key_source import ServerKeySource
-from mysqlraft.binlog.stream import Rows, SchemaChange, StreamPosition, TransactionStream, file_number
+from mysqlraft.binlog.position import StreamPosition, file_number
+from mysqlraft.binlog.stream import TransactionStream
 from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payload, PayloadKind, Position, Unit
 
 BATCH_BYTES = 256 << 10

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from mysqlraft.binlog.stream import NEVER
+from mysqlraft.binlog.own_schema import NEVER
 
 
 class TableFilter:

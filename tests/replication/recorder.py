@@ -9,7 +9,8 @@ from typing import Any
 import pymysql
 
 from mysqlraft.binlog.dump import DumpConnection
-from mysqlraft.binlog.stream import TransactionStream, file_number
+from mysqlraft.binlog.position import file_number
+from mysqlraft.binlog.stream import TransactionStream
 from mysqlraft.replication.capture import Capture, CaptureState, position_now
 from mysqlraft.replication.entry import Payload, PayloadKind, Position, decode
 from mysqlraft.sandbox.servers import Server

@@ -13,10 +13,12 @@ from pathlib import Path
 import pymysql
 import pytest
 
+from mysqlraft.binlog.changes import Rows
 from mysqlraft.binlog.dump import DumpConnection
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
 from mysqlraft.binlog.key_source import ServerKeySource
-from mysqlraft.binlog.stream import Rows, StreamPosition, TransactionStream
+from mysqlraft.binlog.position import StreamPosition
+from mysqlraft.binlog.stream import TransactionStream
 from mysqlraft.replication.capture import position_now
 from mysqlraft.replication.entry import Payload, PayloadKind
 from mysqlraft.sandbox.servers import Engine, Server
