@@ -31,8 +31,9 @@ from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.configuration import Configuration, ConfigurationError, Server
 from mysqlraft.raft.core import Limits
 from mysqlraft.raft.leveldb_store import LevelDBStore
-from mysqlraft.raft.node import Membership, Node
+from mysqlraft.raft.node import Node
 from mysqlraft.raft.operations import NotDone, Operations, Outcome
+from mysqlraft.raft.peers import Membership
 from mysqlraft.raft.store import StoreError, WrongDirectory
 from mysqlraft.raft.tls import Tls, TlsError
 from mysqlraft.raft.tls import load as load_tls

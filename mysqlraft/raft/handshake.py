@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 from mysqlraft.raft import wire
 from mysqlraft.raft.channel import Channel
@@ -49,44 +49,55 @@ class Refusal(NamedTuple):
     """The index of the configuration by which the refused site is not a member; 0 if that is not why, or not sure."""
 
 
+class Acquaintances(Protocol):
+    """What this site knows of the others, and is told of itself; see Peers."""
+
+    def introduction(self) -> Introduction:
+        """What this site says of itself."""
+        ...
+
+    def knows(self, site: int, introduction: Introduction) -> bool:
+        """Whether a site that introduces itself so is one to talk with."""
+        ...
+
+    def name_of(self, site: int) -> str | None:
+        """What its certificate has to name; None if that is not known."""
+        ...
+
+    def stranger_as_of(self, site: int) -> int:
+        """By the committed configuration of which index a site is not a member, 0 if that is not known for sure."""
+        ...
+
+    def introduced(self, site: int, introduction: Introduction) -> None:
+        """A site that is known has introduced itself."""
+        ...
+
+    def called_stranger(self, by: int, index: int) -> None:
+        """A peer says that by its configuration of this index this site is not a member."""
+        ...
+
+
 class Handshake:
     """Both sides of it, as this site holds them: by its own identity, and by what it knows of the others."""
 
     def __init__(
-        self,
-        site: int,
-        cluster: str,
-        incarnation: int,
-        known: Callable[[int, Introduction], bool],
-        tls: Tls | None,
-        name_of: Callable[[int], str | None],
+        self, site: int, cluster: str, incarnation: int, acquaintances: Acquaintances, tls: Tls | None
     ) -> None:
-        """`incarnation`: random, by which this daemon knows itself from another one that calls itself so.
-        `known(site, introduction)` tells whether a site is one to talk with. With `tls`, `name_of(site)` is what its
-        certificate has to name. The other hooks may be set later."""
+        """`incarnation`: random, by which this daemon knows itself from another one that calls itself so."""
         self.site = site
         self.cluster = cluster
+        self.acquaintances = acquaintances
         self.tls = tls
         """May be replaced at any time: connections that are there go on, new ones take the new certificates. It
         never becomes None, nor something after None."""
-        self.introduction: Callable[[], Introduction] = lambda: Introduction(0, "", "")
-        """What this site says of itself."""
-        self.on_introduction: Callable[[int, Introduction], None] = lambda site, introduction: None
-        """A site that is known has introduced itself."""
-        self.stranger_as_of: Callable[[int], int] = lambda site: 0
-        """By the committed configuration of which index a site is not a member, 0 if that is not known for sure."""
-        self.on_stranger: Callable[[int, int], None] = lambda site, index: None
-        """A peer says that by its configuration of this index this site is not a member."""
         self._incarnation = incarnation
-        self._known = known
-        self._name_of = name_of
         self._refusals: dict[str, float] = {}
         """reason -> when it was logged last; of few kinds, as sites and reasons are."""
 
     def hello(self, site: int, channel: Channel) -> tuple[object, ...]:
         """The first frame to `site`."""
         own = (wire.PROTOCOL_VERSION, self.cluster, self.site, site, int(channel), self._incarnation)
-        return (HELLO, MAGIC, *own, *self.introduction())
+        return (HELLO, MAGIC, *own, *self.acquaintances.introduction())
 
     def admit(
         self, fields: list[Any], certificate: Mapping[str, Any] | None
@@ -111,9 +122,9 @@ class Handshake:
             return Refusal(f"site {sender} looks for site {wanted} here, but this is site {self.site}")
         if sender == self.site and incarnation != self._incarnation:
             return Refusal(f"another daemon calls itself site {self.site}, too")
-        if sender == self.site or not self._known(sender, introduced):
+        if sender == self.site or not self.acquaintances.knows(sender, introduced):
             reason = f"site {sender} is not a member of the cluster as site {self.site} knows it"
-            return Refusal(reason, self.stranger_as_of(sender))
+            return Refusal(reason, self.acquaintances.stranger_as_of(sender))
         misnamed = self.misnamed(sender, certificate, introduced.name)
         return (sender, Channel(channel), introduced) if misnamed is None else Refusal(misnamed)
 
@@ -122,7 +133,7 @@ class Handshake:
         that it gives itself, which counts if no other is known."""
         if self.tls is None:
             return None
-        name = self._name_of(site) or introduced
+        name = self.acquaintances.name_of(site) or introduced
         if not name:
             return f"the name of site {site}, which its certificate has to hold, is not known at site {self.site}"
         if certificate is None or name not in names(certificate):

@@ -153,7 +153,7 @@ class Link:
                 return connection, ""
             problem = refused
             if connection.stranger_as_of:
-                self._handshake.on_stranger(self.site, connection.stranger_as_of)
+                self._handshake.acquaintances.called_stranger(self.site, connection.stranger_as_of)
         except TimeoutError:
             problem = f"no answer within {HANDSHAKE_SECONDS:.0f} s"
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be one, a certificate that is not

@@ -85,7 +85,7 @@ class Incoming(Frames):
             self.close()
             return
         self.site, self.channel, introduction = admitted
-        self._handshake.on_introduction(self.site, introduction)
+        self._handshake.acquaintances.introduced(self.site, introduction)
         self.max_frame = MAX_FRAME_BYTES
         for other in list(self._others):
             if other is not self and (other.site, other.channel) == (self.site, self.channel):

@@ -11,11 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from random import Random
 from typing import Any
 
@@ -23,11 +20,12 @@ from mysqlraft.raft.calls import Calls
 from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.core import Limits, Ready, Role
 from mysqlraft.raft.counters import Counters
+from mysqlraft.raft.disk import Sweeper, Writer
 from mysqlraft.raft.entry import Entry
-from mysqlraft.raft.handshake import Introduction
 from mysqlraft.raft.log import LogDivergence
 from mysqlraft.raft.messages import Message
 from mysqlraft.raft.participant import Participant
+from mysqlraft.raft.peers import Membership, Peers
 from mysqlraft.raft.snapshot import Snapshot, SnapshotWork
 from mysqlraft.raft.snapshot_store import SnapshotStore
 from mysqlraft.raft.store import Compacted, Store, StoreError, Write
@@ -38,59 +36,14 @@ from mysqlraft.raft.transport import Transport
 logger = logging.getLogger(__name__)
 
 HANDOVER_SECONDS = 1.0
-SWEEP_ENTRIES = 2000
-SWEEP_PAUSE_SECONDS = 0.05
-"""Compacted entries are removed so many at a time, with this between: 40,000 in a second."""
-LAST_WRITE_SECONDS = 5.0
-FAREWELL_SECONDS = 2.0
-"""How long a removed site's connections are kept: an answer may be on its way, as to who asked for the removal."""
 RECORD_SECONDS = 1.0
 """How often a commit index that no other write has carried is written down. It is a hint for the next start."""
-
-
-class Membership(StrEnum):
-    """What this site is to the cluster, as far as it knows."""
-
-    MEMBER = "member"
-    JOINING = "joining"
-    """It has never been one, and waits to be added."""
-    REMOVED = "removed"
 
 
 @dataclass(slots=True)
 class _Waiter:
     index: int
     future: asyncio.Future[None]
-
-
-class _Writer:
-    """The thread that writes. It takes one batch at a time and reports back on the event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._work: queue.SimpleQueue[tuple[Callable[[], None], Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="raft-writer", daemon=True)
-        self._thread.start()
-
-    def write(self, prepared: Callable[[], None], done: Any) -> None:
-        """Calls `prepared()` (Store.prepare) and, when that is done, `done(error or None)` on the loop."""
-        self._work.put((prepared, done))
-
-    def stop(self, done: Any) -> None:
-        """Calls `done(None)` on the loop when all that was asked for is written."""
-        self._work.put((lambda: None, done))
-        self._work.put(None)
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            prepared, done = work
-            error: Exception | None = None
-            try:
-                prepared()
-            except Exception as failure:
-                error = failure
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(done, error)
 
 
 class Node:
@@ -123,36 +76,24 @@ class Node:
         self.site = site
         self._store = store
         self._listen = listen
-        self._addresses = dict(addresses or {})
-        self._names = dict(names or {})
         self._tick_seconds = tick_seconds
         latest = snapshots.latest() if snapshots is not None else None
         self._participant = Participant(site, store, random, limits, latest)
         self._core = self._participant.core
+        # The transport asks the peers, and is told of them.
+        self._peers = Peers(self._core, addresses or {}, names or {}, lambda peers: self.transport.set_peers(peers))
         self.transport = Transport(
             site,
             cluster,
+            self._peers,
             on_message=self._on_message,
             on_reset=self._on_reset,
-            known=self._knows,
             random=Random(random.getrandbits(64)),
             tls=tls,
-            name_of=self._name_of,
         )
         self._counters = Counters()
-        self.transport.handshake.introduction = self._introduction
-        self.transport.handshake.on_introduction = self._on_introduction
-        self.transport.handshake.stranger_as_of = self._stranger_as_of
-        self.transport.handshake.on_stranger = self._on_stranger
         self.calls = Calls(self.transport.call, random.getrandbits(62))
         self.transport.on_call = self.calls.received
-        self._introduced: dict[int, Introduction] = {}
-        """Of members by configurations that are newer than ours."""
-        self._stranger: tuple[int, int] = (0, NOBODY)
-        """The greatest index of a committed configuration in which this site is said to be missing, and who said so."""
-        self._peers: dict[int, str] = {}
-        self._leaving: set[int] = set()
-        """Of the peers those who are no members any more, but were a moment ago."""
         self._transfers: Transfers | None = None
         if snapshots is not None:
             self._transfers = Transfers(
@@ -163,15 +104,12 @@ class Node:
                 done=self._on_snapshot_work,
                 failed=self._fail,
             )
-        self._sweeping: asyncio.Task[None] | None = None
-        self._sweep_more = False
-        """The log's base has moved since the last slice was begun."""
-        self._peers_from: tuple[Configuration | None, bool] | None = None
+        self._sweeper = Sweeper(store, self._fail)
         self._pump_scheduled = False
         self._queue: list[Ready] = []
         """Given out by the core, not yet handed to the writer."""
         self._writing = False
-        self._writer: _Writer | None = None
+        self._writer: Writer | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._next_tick = 0.0
         self._ticks_to_record = 0
@@ -190,11 +128,11 @@ class Node:
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
         await self.transport.start(self._listen)
-        self._writer = _Writer(loop)
-        self._set_peers()
+        self._writer = Writer(loop)
+        self._peers.refresh()
         self._next_tick = loop.time() + self._tick_seconds
         self._ticker = loop.call_at(self._next_tick, self._tick)
-        self._sweep()  # what a compaction before the last end has left
+        self._sweeper.start()  # what a compaction before the last end has left
         self._schedule_pump()
 
     async def stop(self) -> None:
@@ -207,15 +145,15 @@ class Node:
         if self._ticker is not None:
             self._ticker.cancel()
         await self.calls.stop()
+        self._peers.stop()
         await self.transport.stop()
         if self._transfers is not None:
             await self._transfers.stop()
-        if self._sweeping is not None:
-            await self._sweeping
+        await self._sweeper.stop()
         if self._writer is not None:
             if not self._writing and not self.failed.done() and (commit := self._core.commit_to_record()) is not None:
                 self._start_write([commit], [])
-            await self._finish_writing(self._writer)
+            await self._writer.stop()
         stopped = ConnectionError("the node has stopped")
         for waiter in self._waiters:
             if not waiter.future.done():
@@ -223,17 +161,6 @@ class Node:
         for read in self._reads:
             if not read.done():
                 read.set_exception(stopped)
-
-    @staticmethod
-    async def _finish_writing(writer: _Writer) -> None:
-        """Bounded: a disk that hangs must not keep the daemon from exiting."""
-        written = asyncio.Event()
-        writer.stop(lambda error: written.set())
-        try:
-            async with asyncio.timeout(LAST_WRITE_SECONDS):
-                await written.wait()
-        except TimeoutError:
-            logger.error("the last write did not return within %.0f s: leaving without it", LAST_WRITE_SECONDS)
 
     @property
     def failed(self) -> asyncio.Future[None]:
@@ -346,22 +273,6 @@ class Node:
             self._fail(error)
         self._schedule_pump()
 
-    def _sweep(self) -> None:
-        self._sweep_more = True
-        if self._sweeping is None or self._sweeping.done():
-            self._sweeping = asyncio.get_running_loop().create_task(self._sweep_all(), name="sweep")
-
-    async def _sweep_all(self) -> None:
-        """Remove compacted entries, with pauses that leave the disk to the log."""
-        try:
-            while self._sweep_more and not self._stopped:
-                self._sweep_more = False
-                if await asyncio.to_thread(self._store.sweep, SWEEP_ENTRIES):
-                    self._sweep_more = True
-                    await asyncio.sleep(SWEEP_PAUSE_SECONDS)
-        except StoreError as error:
-            self._fail(error)
-
     # ---- the cluster ----------------------------------------------------------------------------------------------
 
     @property
@@ -401,27 +312,8 @@ class Node:
 
     @property
     def membership(self) -> tuple[Membership, str]:
-        """Whether this site is a member, and the reason if it is not. A site that hears a leader is one, however old
-        the configuration in its log is."""
-        core = self._core
-        if core.leader != NOBODY:
-            return Membership.MEMBER, ""
-        index, teller = self._stranger
-        by = f"site {teller} knows"
-        if index <= core.configuration_index:
-            if core.configuration is None:
-                return (
-                    Membership.JOINING,
-                    "not a member yet: `mysqlraft members add` at a member",
-                )
-            index, by = core.configuration_index, "its own log holds"
-            if self.site in core.configuration or index > core.commit_index:
-                return Membership.MEMBER, ""
-        if any(self.site in configuration for _, configuration in core.log.configurations):
-            return Membership.REMOVED, f"not a member any more, by the configuration at index {index} that {by}"
-        return Membership.JOINING, (
-            f"not a member yet, by the configuration at index {index} that {by}: `mysqlraft members add` at a member"
-        )
+        """See Peers.membership."""
+        return self._peers.membership
 
     async def next_transition(self) -> None:
         """Until the next change of role, term or leader, or the end of a transfer."""
@@ -568,34 +460,6 @@ class Node:
         self._participant.connection_lost(site)
         self._schedule_pump()
 
-    def _knows(self, site: int, introduction: Introduction) -> bool:
-        return self._core.knows(site, introduction.index)
-
-    def _on_introduction(self, site: int, introduction: Introduction) -> None:
-        if introduction.index > self._core.configuration_index and introduction != self._introduced.get(site):
-            self._introduced[site] = introduction
-            self._set_peers()
-
-    def _introduction(self) -> Introduction:
-        configuration = self._core.configuration
-        if configuration is None or self.site not in configuration:
-            return Introduction(0, "", "")
-        own = configuration.servers[self.site]
-        return Introduction(self._core.introduction, own.name, own.address)
-
-    def _stranger_as_of(self, site: int) -> int:
-        committed = self._core.configuration_index <= self._core.commit_index
-        return self._core.configuration_index if committed else 0
-
-    def _on_stranger(self, teller: int, index: int) -> None:
-        self._stranger = max(self._stranger, (index, teller))
-
-    def _name_of(self, site: int) -> str | None:
-        server = self._core.acquaintances.get(site)
-        if server is None and site in self._introduced:
-            return self._introduced[site].name
-        return self._names.get(site) if server is None else server.name
-
     # ---- outputs --------------------------------------------------------------------------------------------------
 
     def _schedule_pump(self) -> None:
@@ -646,33 +510,7 @@ class Node:
                 progress = self._core.progress.get(request.sender)
                 if progress is not None and progress.snapshot is not None:
                     self._transfers.serve(request, progress.snapshot)
-        if self._members_known != self._peers_from:
-            self._set_peers()
-
-    @property
-    def _members_known(self) -> tuple[Configuration | None, bool]:
-        """What the peers depend on: the latest configuration, and whether those before it still count."""
-        return self._core.configuration, self._core.configuration_index > self._core.commit_index
-
-    def _set_peers(self) -> None:
-        self._peers_from = self._members_known
-        newer = [site for site, said in self._introduced.items() if said.index > self._core.configuration_index]
-        self._introduced = {site: self._introduced[site] for site in newer}
-        addresses = {site: said.address for site, said in self._introduced.items()}
-        addresses = {site: server.address for site, server in self._core.acquaintances.items()} | addresses
-        members = {site: self._addresses.get(site, at) for site, at in addresses.items()}
-        for site in self._peers.keys() - members.keys() - self._leaving:
-            self._leaving.add(site)
-            asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._farewell, site)
-        self._leaving -= members.keys()
-        self._peers = members | {site: self._peers[site] for site in self._leaving}
-        self.transport.set_peers(self._peers)
-
-    def _farewell(self, site: int) -> None:
-        if not self._stopped and site in self._leaving:
-            self._leaving.discard(site)
-            del self._peers[site]
-            self._set_peers()
+        self._peers.refresh()
 
     def _start_next_write(self) -> None:
         if self._writing or not self._queue:
@@ -706,7 +544,7 @@ class Node:
                 self._participant.advance(ready)
                 promises += ready.promises
                 if ready.write is not None and ready.write.rebase is not None:
-                    self._sweep()
+                    self._sweeper.start()
         except Exception as failure:
             self._fail(failure)
             return

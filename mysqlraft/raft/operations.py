@@ -19,7 +19,8 @@ import msgpack
 from mysqlraft.raft.calls import NoAnswer
 from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.core import NotLeader, NotYet, Role
-from mysqlraft.raft.node import Membership, Node
+from mysqlraft.raft.node import Node
+from mysqlraft.raft.peers import Membership
 
 TRANSFER = "transfer"
 MAX_SECONDS = 600.0

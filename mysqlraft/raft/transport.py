@@ -23,7 +23,7 @@ import msgpack
 from mysqlraft.raft import wire
 from mysqlraft.raft.channel import OF_MESSAGE, Channel
 from mysqlraft.raft.frames import ANSWER, CALL, GOSSIP
-from mysqlraft.raft.handshake import Handshake, Introduction
+from mysqlraft.raft.handshake import Acquaintances, Handshake
 from mysqlraft.raft.link import Link
 from mysqlraft.raft.listener import Listener
 from mysqlraft.raft.messages import AppendRequest, Message
@@ -40,19 +40,17 @@ class Transport:
         self,
         site: int,
         cluster: str,
+        acquaintances: Acquaintances,
         on_message: Callable[[Message], None],
         on_reset: Callable[[int], None],
-        known: Callable[[int, Introduction], bool],
         random: Random,
         tls: Tls | None = None,
-        name_of: Callable[[int], str | None] = lambda site: None,
     ) -> None:
-        """`on_message` takes what arrives, `on_reset(site)` learns that what was sent there lately may be lost. For
-        the others, and for hooks that may be set later, see Handshake."""
+        """`on_message` takes what arrives, `on_reset(site)` learns that what was sent there lately may be lost."""
         self.on_message = on_message
         self.on_call: Callable[[int, bool, int, bytes], None] = lambda site, asks, number, body: None
-        """A CALL or an ANSWER has arrived."""
-        self.handshake = Handshake(site, cluster, random.getrandbits(63), known, tls, name_of)
+        """A CALL or an ANSWER has arrived. May be set later."""
+        self.handshake = Handshake(site, cluster, random.getrandbits(63), acquaintances, tls)
         self.listener = Listener(self.handshake, self)
         self._on_reset = on_reset
         self._random = random

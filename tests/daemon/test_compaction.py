@@ -13,7 +13,7 @@ import pytest
 
 from mysqlraft import config, daemon
 from mysqlraft.daemon import Daemon
-from mysqlraft.raft.node import Membership
+from mysqlraft.raft.peers import Membership
 
 TEXT = """\
 cluster:

@@ -27,6 +27,7 @@ from mysqlraft.raft.messages import AppendRequest, Heartbeat, Message
 from mysqlraft.raft.store import Write
 from mysqlraft.raft.transport import Transport
 from mysqlraft.raft.wire import LENGTH, PROTOCOL_VERSION
+from tests.raft.everybody import Everybody
 from tests.raft.ports import free_ports
 
 TICK = 0.01
@@ -286,7 +287,7 @@ class HangingStore(MemoryStore):
 
 
 def test_a_hung_disk_keeps_neither_the_loop_nor_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mysqlraft.raft.node.LAST_WRITE_SECONDS", 0.05)
+    monkeypatch.setattr("mysqlraft.raft.disk.LAST_WRITE_SECONDS", 0.05)
 
     async def work() -> None:
         configuration = members(1)
@@ -368,9 +369,7 @@ class Ends:
     def transport(
         self, site: int, cluster: str = "test", known: Callable[[int], bool] = lambda site: True
     ) -> Transport:
-        return Transport(
-            site, cluster, self.received.append, self.resets.append, lambda site, _: known(site), Random(site)
-        )
+        return Transport(site, cluster, Everybody(known), self.received.append, self.resets.append, Random(site))
 
 
 def with_transports(work: Callable[[Ends, Transport, Transport], Awaitable[None]], **options: Any) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from mysqlraft.raft import Configuration, LevelDBStore, Limits, Node, Role, Server
 from mysqlraft.raft.bootstrap import bootstrap
-from mysqlraft.raft.node import Membership
 from mysqlraft.raft.operations import NotDone, Operations, Outcome, Request
+from mysqlraft.raft.peers import Membership
 from tests.raft.ports import free_ports
 from tests.raft.test_node import TICK, delivered, run, until
 

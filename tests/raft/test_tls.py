@@ -20,6 +20,7 @@ from mysqlraft.raft import tls
 from mysqlraft.raft.messages import Heartbeat, Message
 from mysqlraft.raft.tls import Tls, TlsError
 from mysqlraft.raft.transport import Transport
+from tests.raft.everybody import Everybody
 
 NAMES = {1: "tokyo", 2: "oslo", 3: "lima"}
 BEAT = Heartbeat(2, 1, 1, 0, 0, 1)
@@ -140,17 +141,8 @@ class End(Transport):
 
     def __init__(self, site: int, secured: Tls | None, names: dict[int, str] | None = None) -> None:
         self.received: list[Message] = []
-        known = NAMES if names is None else names
-        super().__init__(
-            site,
-            "test",
-            self.received.append,
-            lambda site: None,
-            lambda site, _: True,
-            Random(site),
-            secured,
-            known.get,
-        )
+        acquaintances = Everybody(names=NAMES if names is None else names)
+        super().__init__(site, "test", acquaintances, self.received.append, lambda site: None, Random(site), secured)
 
 
 def connect(
