@@ -589,7 +589,8 @@ def test_a_stranger_who_takes_its_time_is_shown_out(monkeypatch: pytest.MonkeyPa
             # What it says is never silent, and never whole.
             writer.write(b"x")
             await asyncio.wait([answer], timeout=0.05)
-        assert not answer.result(), "nobody spoke with it"
+        with suppress(ConnectionError):  # a reset, if a byte was still on its way
+            assert not answer.result(), "nobody spoke with it"
         writer.close()
 
     with_transports(work)
