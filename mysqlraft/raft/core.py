@@ -653,9 +653,7 @@ class RaftCore:
         if self.transferee != NOBODY:
             self._transfer_elapsed += 1
             if self._transfer_elapsed >= self.limits.election_ticks:
-                self._transitions.append(
-                    Transition(self.role, self.term, self.leader, f"site {self.transferee} did not take over in time")
-                )
+                self._report(f"site {self.transferee} did not take over in time")
                 self._preference.failed(self.transferee)
                 self.transferee = NOBODY
         else:
@@ -889,7 +887,12 @@ class RaftCore:
             return
         if m.rejected:
             agree = self.log.conflict(m.hint_index, m.hint_term)[0]
+            matched = progress.match
             progress.rejected(m.index, agree)
+            if progress.match < matched:
+                self._report(
+                    f"site {m.sender} has lost entries that it had acknowledged: {agree} of {matched} are left"
+                )
         elif m.index <= self.log.last_index:
             news = progress.accepted(m.index)
             if progress.state is ProgressState.SNAPSHOT and progress.match >= self.log.base.index:
@@ -1022,9 +1025,7 @@ class RaftCore:
     def _transfer_to(self, target: int, why: str) -> None:
         self.transferee = target
         self._transfer_elapsed = 0
-        self._transitions.append(
-            Transition(self.role, self.term, self.leader, f"hands its leadership over to site {target}, {why}")
-        )
+        self._report(f"hands its leadership over to site {target}, {why}")
         self._hand_over_if_caught_up()
 
     def _fitness(self, site: int) -> tuple[Any, ...]:
@@ -1058,6 +1059,9 @@ class RaftCore:
     def _hand_over_if_caught_up(self) -> None:
         if self.transferee != NOBODY and self.progress[self.transferee].match == self.log.last_index:
             self._send(TimeoutNow(self.transferee, self.site, self.term))
+
+    def _report(self, what: str) -> None:
+        self._transitions.append(Transition(self.role, self.term, self.leader, what))
 
     # ---- linearizable reads ---------------------------------------------------------------------------------------
 

@@ -200,6 +200,8 @@ class Progress:
             return True
         if index != self.next_index - 1:
             return False
-        self.next_index = max(min(index, agree + 1), self.match + 1)
+        # Up to `match` logs agree, and both sides know better than to say less: unless the follower has lost its disk.
+        self.match = min(self.match, agree)
+        self.next_index = min(index, agree + 1)
         self.probe_sent = False
         return True

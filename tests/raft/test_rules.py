@@ -15,6 +15,7 @@ from mysqlraft.raft import (
     ConfigurationError,
     HardState,
     Limits,
+    MemoryStore,
     NotLeader,
     Participant,
     RaftCore,
@@ -564,6 +565,28 @@ def test_progress_carries_a_session_so_acks_from_before_a_removal_are_ignored() 
     cluster.settle()
     cluster.sites[1].step(stale)
     assert leader.progress[4].match == 0
+
+
+def test_a_member_that_lost_its_disk_is_sent_everything_again() -> None:
+    """And is not asked for ever, as fast as the line carries it, for what it had acknowledged once."""
+    cluster = Cluster(configuration(3, 1))
+    leader = cluster.elect(1)
+    cluster.propose(1, b"x")
+    assert leader.progress[4].match == 3
+    cluster.sites[4] = Driven(4, MemoryStore(), LIMITS)
+    leader.unreachable(4)
+    asked: list[AppendRequest] = []
+
+    def count(message: Message) -> bool:
+        if isinstance(message, AppendRequest):
+            asked.append(message)
+        return len(asked) > 10
+
+    cluster.drop = count
+    cluster.settle()
+    assert len(asked) <= 4
+    assert cluster.payloads(4) == [b"x"]
+    assert leader.progress[4].match == 3
 
 
 def test_a_log_that_differs_where_raft_says_it_cannot_is_found() -> None:

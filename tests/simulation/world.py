@@ -47,6 +47,8 @@ LIMITS = Limits(
 CALM_TICKS = 600
 """Within this long after the last fault everything has to be settled."""
 TRACE_LENGTH = 400
+STORM = 10_000
+"""More at one moment is messages that bring forth messages."""
 QUIET_TICKS = 50
 """For so long, once all is settled, nobody else may take over where priorities differ."""
 
@@ -373,7 +375,9 @@ class World:
         for now in range(self.time, end + 1):
             if now in queue:
                 self.time = now
-                for action, arguments in queue[now]:  # it may grow meanwhile
+                for number, (action, arguments) in enumerate(queue[now]):  # it may grow meanwhile
+                    if number > STORM:
+                        raise Violation("storm", f"more than {STORM} things happen at once: {action} {arguments}")
                     action(*arguments)
                 del queue[now]
         self.time = end
