@@ -46,6 +46,7 @@ OUTSTANDING = 256
 FAR_OUTSTANDING = 16_384
 SIZES = {"100B": 100, "1KB": 1024, "64KB": 64 * 1024}
 WARM_UP_SECONDS = 1.0
+FAR_WARM_UP_SECONDS = 3.0
 LATENCIES = 200
 SYNCS = 200
 IDLE_SECONDS = 4.0
@@ -64,6 +65,7 @@ class Case:
     nodes: int
     payload: str
     outstanding: int = OUTSTANDING
+    warm_up: float = WARM_UP_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def comparisons() -> list[Comparison]:
                 found.append(Comparison(f"fsync-{nodes}-1KB-latency", ours, None, "-latency"))
     plain = Case(OURS, 3, "1KB")
     found += [Comparison(f"plain-3-1KB{what}", Case(TLS, 3, "1KB"), plain, what) for what in ("", "-cpu", "-latency")]
-    far, near = [Case(each, 3, "1KB", FAR_OUTSTANDING) for each in (FAR, NEAR)]
+    far, near = [Case(each, 3, "1KB", FAR_OUTSTANDING, FAR_WARM_UP_SECONDS) for each in (FAR, NEAR)]
     found.append(Comparison("near-3-1KB", far, near, ""))
     return found
 
@@ -190,7 +192,7 @@ def measure(case: Case, seconds: float, directory: str | None) -> Measured:
             # The rate last: the stores go on tidying up after it for a while.
             latency = statistics.median(cluster.latency(LATENCIES, size))
             idle = cluster.idle(IDLE_SECONDS)
-            rate, processor = cluster.rate(case.outstanding, size, WARM_UP_SECONDS, seconds)
+            rate, processor = cluster.rate(case.outstanding, size, case.warm_up, seconds)
             return Measured(rate, processor, latency, idle)
         except PeerError as error:
             raise PeerError(f"{case.contender.name}, {case.nodes} nodes, {case.payload}: {error}") from None
