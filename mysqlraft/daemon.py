@@ -29,8 +29,8 @@ from mysqlraft.divergence import Check, Watch
 from mysqlraft.keys import Reload
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.configuration import Configuration, ConfigurationError, Server
-from mysqlraft.raft.core import Limits
 from mysqlraft.raft.leveldb_store import LevelDBStore
+from mysqlraft.raft.limits import Limits
 from mysqlraft.raft.node import Node
 from mysqlraft.raft.operations import NotDone, Operations, Outcome
 from mysqlraft.raft.peers import Membership

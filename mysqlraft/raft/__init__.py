@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
-from mysqlraft.raft.core import Limits, NotLeader, RaftCore, Ready, Role
+from mysqlraft.raft.core import RaftCore
 from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
 from mysqlraft.raft.forward import Forwarder
+from mysqlraft.raft.limits import Limits
 from mysqlraft.raft.memory_store import MemorySnapshotStore, MemoryStore
 from mysqlraft.raft.participant import Participant
+from mysqlraft.raft.ready import Ready
+from mysqlraft.raft.roles import NotLeader, Role
 from mysqlraft.raft.sessions import SessionTable
 from mysqlraft.raft.snapshot import Snapshot
 from mysqlraft.raft.store import HardState, LogStore, StableStore, Store, StoreError, Write, WrongDirectory

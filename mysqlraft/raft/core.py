@@ -32,14 +32,16 @@ single-server membership changes follow Ongaro's thesis with the corrections lis
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from random import Random
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.entry import Entry, EntryKind, total_size
+from mysqlraft.raft.followers import Followers
+from mysqlraft.raft.leadership_transfer import LeadershipTransfer
+from mysqlraft.raft.limits import Limits
 from mysqlraft.raft.log import NO_LIMIT, RaftLog
+from mysqlraft.raft.members import Members
 from mysqlraft.raft.messages import (
     AppendRequest,
     AppendResponse,
@@ -59,11 +61,13 @@ from mysqlraft.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
-from mysqlraft.raft.preference import Preference
 from mysqlraft.raft.progress import Progress, ProgressState
 from mysqlraft.raft.quorum import Vote, agreed, tally
-from mysqlraft.raft.snapshot import Snapshot, SnapshotWork
-from mysqlraft.raft.store import Base, Compacted, HardState, Rebase, Store, Write
+from mysqlraft.raft.reads import Reads
+from mysqlraft.raft.ready import ReadState, Ready
+from mysqlraft.raft.roles import NotLeader, Role, Transition
+from mysqlraft.raft.snapshot import Snapshot
+from mysqlraft.raft.store import HardState, Rebase, Store, Write
 
 _ANSWERS = (AppendResponse, HeartbeatResponse, SnapshotChunkRequest)
 """What a follower sends to its leader."""
@@ -74,98 +78,6 @@ _ON_TOP = (Forward, ForwardStatus, SnapshotChunk)
 
 WITNESS_PATIENCE = 3
 """Election timeouts by which a witness waits longer than others before it campaigns: if they can lead, they do."""
-
-
-class Role(Enum):
-    FOLLOWER = "follower"
-    PRE_CANDIDATE = "pre-candidate"
-    CANDIDATE = "candidate"
-    LEADER = "leader"
-
-
-class NotLeader(Exception):
-    """Only the leader can do this, or it is about to hand over its leadership."""
-
-
-class NotYet(ConfigurationError):
-    """A change that cannot be made now, but perhaps in a moment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Times in ticks, sizes in bytes."""
-
-    election_ticks: int = 10
-    """A follower that hears nothing for this long, up to twice this long (drawn anew each time), tries to lead. The
-    leader steps down when it hears from no majority for this long, and gives up a transfer after it."""
-    heartbeat_ticks: int = 3
-    append_bytes: int = 512 * 1024
-    """Entries in one AppendRequest: at least one, and no more than fit into this."""
-    window_bytes: int = 8 * 1024 * 1024
-    """Appends on the way to one follower; at least bandwidth x round-trip time to fill a long line."""
-    watchdog_ticks: int = 80
-    """A pipeline in which nothing is acknowledged for this long, though the follower lives, starts again."""
-    preference_ticks: int = 100
-    """A voter that should rather lead than the leader has to be fit for it for this long before it takes over."""
-    cache_bytes: int = 16 * 1024 * 1024
-    """Entries kept in memory after they are on disk."""
-    snapshot_chunk_bytes: int = 256 * 1024
-    """One message of a snapshot's transfer."""
-    snapshot_window_bytes: int = 4 * 1024 * 1024
-    """Of a snapshot's transfer, what is on the way to the follower or in its memory."""
-
-
-class Transition(NamedTuple):
-    """A change of role, term or leader, and why."""
-
-    role: Role
-    term: int
-    leader: int
-    reason: str
-
-
-class ReadState(NamedTuple):
-    """A linearizable read that was asked for with `context` may be served once `index` is applied."""
-
-    context: Any
-    index: int  # type: ignore[assignment]  # shadows tuple.index
-
-
-@dataclass(slots=True)
-class Ready:
-    """What the core wants done; see the module's text for the rules."""
-
-    number: int
-    """Counts up by one; `advance` must be called in this order."""
-    messages: list[Message] = field(default_factory=list)
-    promises: list[Message] = field(default_factory=list)
-    write: Write | None = None
-    read_states: list[ReadState] = field(default_factory=list)
-    transitions: list[Transition] = field(default_factory=list)
-    commit_index: int = 0
-    truncations: int = 0
-    """How often the log had been truncated when this Ready was given out."""
-    chunk_requests: list[SnapshotChunkRequest] = field(default_factory=list)
-    """Followers that want parts of this leader's snapshot; see snapshot.SnapshotSender."""
-    snapshot_work: list[SnapshotWork] = field(default_factory=list)
-    """For the disk that a snapshot arrives on, beside `write`; see snapshot.SnapshotReceiver."""
-
-    @property
-    def hard_state(self) -> HardState | None:
-        return self.write.hard_state if self.write else None
-
-    @property
-    def entries_to_append(self) -> Sequence[Entry]:
-        return self.write.entries if self.write else ()
-
-
-class _PendingRead(NamedTuple):
-    round: int
-    """Confirmed once a majority has answered a heartbeat of at least this round."""
-    index: int  # type: ignore[assignment]  # shadows tuple.index
-    asker: int
-    """A follower's site id, or this site's."""
-    context: Any
 
 
 class RaftCore:
@@ -189,42 +101,25 @@ class RaftCore:
         self.leader = NOBODY
         self._transition_term = self.term
         """The term that the last Transition reported."""
-        self.progress: dict[int, Progress] = {}
-        """Of every other member, while leader."""
-        self.transferee = NOBODY
-        """While leader: whom leadership is being handed to. Proposals are refused meanwhile (hashicorp #696)."""
-        self._preference = Preference(self.limits.preference_ticks)
-        self._recent_last = (0, 0)
-        """While leader: the log's last index at the CheckQuorum before the last one, and at the last one."""
-        self._silent: frozenset[int] = frozenset()
-        """While leader: who was not heard from in the election timeout before the last CheckQuorum."""
+        self.members = Members(site, self.log, store)
+        self.followers = Followers(site, self.log, self.limits, random)
+        self._transfer = LeadershipTransfer(site, self.members, self.followers, self.limits.election_ticks)
         self._random = random
         self._store = store
-        self._configuration = self._latest_configuration()
 
         self._election_elapsed = 0
         """Follower: ticks since it heard from a leader or voted. Leader: since its last CheckQuorum."""
         self._heartbeat_elapsed = 0
-        self._transfer_elapsed = 0
         self._timeout = self._draw_timeout()
         self._votes: dict[int, bool] = {}
-        self._campaign_by_transfer = False
 
         self._verified = 0
         """Follower: up to here the log is known to equal that of the leader of `term`."""
         self._leader_commit = 0
         """Follower: the greatest commit index that the leader of `term` announced."""
 
-        self._round = 0
-        """Leader: the number of the last round of heartbeats."""
-        self._rounds_answered: dict[int, int] = {}
         self._heartbeat_due = False
-        self._reads_confirming: list[_PendingRead] = []
-        self._reads_early: list[tuple[int, Any]] = []
-        """(asker, context) of reads that wait for this leader's first commit."""
-        self._next_attempt = random.getrandbits(62)
-        self._read_attempts: dict[int, Any] = {}
-        """Follower: attempt -> context of reads that the leader has been asked about."""
+        self._reads = Reads(site, random.getrandbits(62))
 
         self._sliced: tuple[int, tuple[Entry, ...], int] = (0, (), 0)
         """Leader: what the last append of this round holds, as (its first index, entries, size): the next follower
@@ -263,66 +158,25 @@ class RaftCore:
     @property
     def configuration(self) -> Configuration | None:
         """The latest in the log, committed or not; None before this site has received one."""
-        return self._configuration
+        return self.members.configuration
 
     @property
     def configuration_index(self) -> int:
         """The index of its entry, 0 if there is none."""
-        return self.log.configurations[-1][0] if self.log.configurations else 0
+        return self.members.index
 
     @property
-    def introduction(self) -> int:
-        """The index of the configuration with which this site introduces itself, 0 if it is no member."""
-        return self.configuration_index if self._configuration is not None and self.site in self._configuration else 0
-
-    def knows(self, site: int, introduction: int) -> bool:
-        """Whether to talk to a site that introduces itself so: a member, or one by a configuration that is newer than
-        ours: we were away, or never a member."""
-        if self._configuration is not None and site in self._configuration:
-            return True
-        return introduction > self.configuration_index or site in self.acquaintances
-
-    @property
-    def acquaintances(self) -> dict[int, Server]:
-        """All members of the last committed configuration and of those after it. Of these, the ones that have not
-        committed may still be replaced, by a leader that they leave out."""
-        known: dict[int, Server] = {}
-        for index, configuration in reversed(self.log.configurations):
-            known = {**configuration.servers, **known}
-            if index <= self.log.commit:
-                break
-        return known
+    def transferee(self) -> int:
+        """While leader: whom leadership is being handed to, else NOBODY."""
+        return self._transfer.target
 
     @property
     def commit_index(self) -> int:
         return self.log.commit
 
     @property
-    def is_voter(self) -> bool:
-        return self._configuration is not None and self.site in self._configuration.voters
-
-    @property
-    def is_witness(self) -> bool:
-        return (
-            self._configuration is not None
-            and self.site in self._configuration
-            and (self._configuration.servers[self.site].witness)
-        )
-
-    @property
-    def may_campaign(self) -> bool:
-        """A voter may, and so may one whose demotion or removal is in its log but not committed: its log may be the
-        only one that is complete enough to lead (thesis, 4.2.2)."""
-        if self.is_voter:
-            return True
-        configurations = self.log.configurations
-        if len(configurations) < 2 or configurations[-1][0] <= self.log.commit:
-            return False
-        return self.site in configurations[-2][1].voters
-
-    @property
     def accepts_proposals(self) -> bool:
-        return self.role is Role.LEADER and self.transferee == NOBODY
+        return self.role is Role.LEADER and self._transfer.target == NOBODY
 
     @property
     def storage_stalled(self) -> bool:
@@ -333,13 +187,6 @@ class RaftCore:
     def ticks_since_leader(self) -> int:
         """How long ago this follower heard from its leader."""
         return 0 if self.role is Role.LEADER else self._election_elapsed
-
-    @property
-    def _has_forced_members(self) -> bool:
-        """They were forced on this site (recovery.py) and are in no log, until the next leader puts them into its own.
-        That must be the site with the most complete log, which may hold committed entries that a majority of these
-        members lacks: so until then a leader needs the votes of them all."""
-        return 0 < self.configuration_index <= self._store.recovered
 
     # ---- inputs ---------------------------------------------------------------------------------------------------
 
@@ -354,7 +201,7 @@ class RaftCore:
             self._election_elapsed = 0
             self._timeout = self._draw_timeout()
             reason = "nothing heard from any leader" if self.role is Role.FOLLOWER else "no outcome in time"
-            if self.may_campaign and not self.storage_stalled:
+            if self.members.may_campaign and not self.storage_stalled:
                 self._campaign(pre=True, reason=reason)
             elif self.leader != NOBODY or self.role is not Role.FOLLOWER:
                 self._become_follower(self.term, NOBODY, reason)
@@ -363,7 +210,7 @@ class RaftCore:
         """A message arrived."""
         if message.to != self.site or message.sender == self.site:
             return
-        if isinstance(message, _ANSWERS) and message.sender not in self.progress:
+        if isinstance(message, _ANSWERS) and message.sender not in self.followers.progress:
             # Of a removed member (or not ours to receive): not even its term counts (hashicorp #524).
             return
         if isinstance(message, _ON_TOP):
@@ -381,7 +228,7 @@ class RaftCore:
             elif isinstance(message, _OF_LEADERS):
                 reason = f"site {message.sender} leads term {message.term}"
                 self._become_follower(message.term, message.sender, reason)
-            elif self.role is Role.LEADER and message.sender not in self._voters():
+            elif self.role is Role.LEADER and message.sender not in self.members.voters:
                 # A nonvoter that once was a voter can be ahead. It must not depose the leader (hashicorp #606), but
                 # it cannot follow a smaller term either: the leader leads on in one beyond it.
                 self.term, self.vote = message.term, NOBODY
@@ -422,29 +269,12 @@ class RaftCore:
         """
         if not self.accepts_proposals:
             raise NotLeader
-        if self.log.term(self.log.commit) != self.term:
-            # Without this, two leaders in a row can each change the same configuration (Ongaro's correction, 2015).
-            raise NotYet("this leader has not committed an entry of its own term yet: try again")
-        if self.configuration_index > self.log.commit:
-            raise NotYet(f"the change at index {self.configuration_index} has not committed yet")
-        if expected_index != self.configuration_index or self._configuration is None:
-            raise ConfigurationError(
-                f"the configuration changed: it is the one at index {self.configuration_index}, not {expected_index}"
-            )
-        payload = self._configuration.changed(change, server).encode()
-        if change is Change.PROMOTE and not force and not self.caught_up(server.site):
-            raise ConfigurationError(f"site {server.site} has not caught up: {self.lag(server.site)}")
-        self._append(EntryKind.CONFIGURATION, payload)
+        changed = self.members.changed(change, server, expected_index, self.term)
+        if change is Change.PROMOTE and not force and not self.followers.caught_up(server.site):
+            raise ConfigurationError(f"site {server.site} has not caught up: {self.followers.lag(server.site)}")
+        self._append(EntryKind.CONFIGURATION, changed.encode())
         self._adopt_configuration()
         return self.log.last_index
-
-    def caught_up(self, site: int) -> bool:
-        """Whether a member has on its disk what this leader's log held an election timeout ago or more, at least
-        what it held when this leader was elected, needs no snapshot, and is still heard from."""
-        progress = self.progress.get(site)
-        if progress is None or site in self._silent:
-            return False
-        return progress.match >= max(self._recent_last[0], self.log.base.index)
 
     def transfer(self, target: int = NOBODY) -> int:
         """Hand leadership to `target`, or to the voter that is most fit to lead. Returns whom.
@@ -452,16 +282,9 @@ class RaftCore:
         Raises NotLeader, and ConfigurationError if there is no such voter. Stops proposals; bounded by an election
         timeout, after which this site goes on leading (hashicorp #487).
         """
-        if not self.accepts_proposals or self._configuration is None:
+        if not self.accepts_proposals or self.members.configuration is None:
             raise NotLeader
-        servers = self._configuration.servers
-        voters = [site for site in self._voters() if site != self.site]
-        if target == NOBODY and voters:
-            target = max(voters, key=self._fitness)
-        elif target in voters and servers[target].witness:
-            raise ConfigurationError(f"site {target} is a witness: it leads only while no other voter can")
-        if target not in voters:
-            raise ConfigurationError(f"site {target} is not another voter: leadership cannot go there")
+        target = self._transfer.choose(target)
         self._transfer_to(target, "as it was asked to")
         return target
 
@@ -473,13 +296,11 @@ class RaftCore:
         if self.role is Role.LEADER:
             self._read(self.site, context)
         elif self.leader != NOBODY:
-            self._next_attempt += 1
-            self._read_attempts[self._next_attempt] = context
-            self._send(ReadIndexRequest(self.leader, self.site, self.term, self._next_attempt))
+            self._send(ReadIndexRequest(self.leader, self.site, self.term, self._reads.ask(context)))
 
     def unreachable(self, site: int) -> None:
         """The connection to `site` broke: what was on the way may be lost."""
-        progress = self.progress.get(site)
+        progress = self.followers.progress.get(site)
         if progress is None:
             return
         if progress.state is ProgressState.REPLICATE:
@@ -493,22 +314,10 @@ class RaftCore:
         """Let go of the log's entries up to `index`, as far as that may be: of committed ones that are on disk here,
         and of none that a follower still needs after the snapshot that it is getting. Returns the last one that is
         gone. The caller sees to it that something else, a snapshot or the FSM itself, holds what they did."""
-        index = min([index, self.log.commit, self.log.stable, *self._pins()])
+        index = min([index, self.log.commit, self.log.stable, *self.followers.pins()])
         if index > self.log.base.index:
             self._put(self.log.compact(index))
         return self.log.base.index
-
-    def _pins(self) -> list[int]:
-        return [pinned for progress in self.progress.values() if (pinned := progress.pinned) is not None]
-
-    def snapshot_point(self, index: int) -> tuple[Base, int, Configuration]:
-        """What a snapshot of the FSM after the committed entry `index` has to carry: the base, and the configuration
-        at it with the index of its entry. Raises Compacted if the log does not hold that any more."""
-        term, chain = self.log.term(index), self.log.chain(index)
-        configuration = self.log.configuration_at(index)
-        if term is None or chain is None or configuration is None:
-            raise Compacted(f"entry {index} is not in the log any more, it begins at {self.log.first_index}")
-        return Base(index, term, chain), *configuration
 
     def install(self, snapshot: Snapshot) -> bool:
         """A snapshot is on this site's disk, complete and durable: of this site's own making, or received. It takes
@@ -519,7 +328,7 @@ class RaftCore:
         if snapshot.last_index <= self.log.commit or self.role is Role.LEADER:
             return False
         configuration = (snapshot.configuration_index, snapshot.configuration)
-        if self._has_forced_members and snapshot.last_index <= self._store.recovered:
+        if self.members.are_forced and snapshot.last_index <= self._store.recovered:
             configuration = self.log.configurations[-1]  # it is older than those
         rebase = self.log.restore(snapshot.base, configuration)
         self._put(rebase)
@@ -529,7 +338,7 @@ class RaftCore:
             self._given = snapshot.last_index
             self._truncated()
         self._verified = max(self._verified, snapshot.last_index)
-        if self._latest_configuration() is not self._configuration:
+        if self.members.outdated:
             self._adopt_configuration()
         offer = self.offer
         if offer is not None and (offer.term, offer.last_index) == (self.term, snapshot.last_index):
@@ -634,7 +443,7 @@ class RaftCore:
 
     def _draw_timeout(self) -> int:
         timeout = self._random.randrange(self.limits.election_ticks, 2 * self.limits.election_ticks)
-        return timeout + WITNESS_PATIENCE * self.limits.election_ticks if self.is_witness else timeout
+        return timeout + WITNESS_PATIENCE * self.limits.election_ticks if self.members.is_witness else timeout
 
     def _tick_leader(self) -> None:
         self._heartbeat_elapsed += 1
@@ -645,32 +454,16 @@ class RaftCore:
             # Its heartbeats would keep a leader in office that can acknowledge nothing (hashicorp #503).
             self._become_follower(self.term, NOBODY, "own log writes make no progress")
             return
-        for progress in self.progress.values():
-            if progress.inflights.bytes or progress.state is ProgressState.SNAPSHOT:
-                progress.silent_ticks += 1
-            if progress.state is ProgressState.SNAPSHOT and progress.silent_ticks >= self.limits.watchdog_ticks:
-                progress.give_up()
-        if self.transferee != NOBODY:
-            self._transfer_elapsed += 1
-            if self._transfer_elapsed >= self.limits.election_ticks:
-                self._report(f"site {self.transferee} did not take over in time")
-                self._preference.failed(self.transferee)
-                self.transferee = NOBODY
-        else:
-            self._prefer_another()
+        self.followers.tick()
+        if self._transfer.target != NOBODY:
+            if (late := self._transfer.tick()) != NOBODY:
+                self._report(f"site {late} did not take over in time")
+        elif (preferred := self._transfer.preferred()) is not None:
+            self._transfer_to(*preferred)
         if self._election_elapsed >= self.limits.election_ticks:
             self._election_elapsed = 0
-            heard = {site: progress.active for site, progress in self.progress.items()}
-            heard[self.site] = True
-            if tally(self._voters(), heard) is not Vote.WON:
+            if not self.followers.check_quorum(self.members.voters):
                 self._become_follower(self.term, NOBODY, "heard from no majority for an election timeout")
-                return
-            self._silent = frozenset(site for site, active in heard.items() if not active)
-            self._recent_last = (self._recent_last[1], self.log.last_index)
-            for progress in self.progress.values():
-                if not progress.active:
-                    progress.give_up()
-                progress.active = False
 
     def _hears_leader(self) -> bool:
         return self.leader != NOBODY and self._election_elapsed < self.limits.election_ticks
@@ -684,14 +477,15 @@ class RaftCore:
         self._election_elapsed = 0
         self._timeout = self._draw_timeout()
         self._votes.clear()
-        self.progress = {}
-        self.transferee = NOBODY
-        self._reads_confirming.clear()
-        self._reads_early.clear()
-        self._read_attempts.clear()
+        self.followers.clear()
+        self._transfer.clear()
+        self._reads.clear()
         self._heartbeat_due = False
         if changed:
-            self._transitions.append(Transition(role, self.term, leader, reason))
+            self._report(reason)
+
+    def _report(self, what: str) -> None:
+        self._transitions.append(Transition(self.role, self.term, self.leader, what))
 
     def _become_follower(self, term: int, leader: int, reason: str) -> None:
         if term > self.term:
@@ -710,18 +504,17 @@ class RaftCore:
             self._verified = self._leader_commit = 0
             self._enter(Role.CANDIDATE, NOBODY, reason)
             # Its own vote counts when it is on disk: see advance.
-        self._campaign_by_transfer = by_transfer
         if self.role not in (Role.PRE_CANDIDATE, Role.CANDIDATE) or (pre and self.role is Role.CANDIDATE):
             return  # the only voter: its own word was enough
         term = self.term + 1 if pre else self.term
-        for site in self._voters():
+        for site in self.members.voters:
             if site != self.site:
                 request = VoteRequest(site, self.site, term, pre, self.log.last_index, self.log.last_term, by_transfer)
                 self._send(request)
 
     def _count_vote(self, site: int, granted: bool) -> None:
         self._votes.setdefault(site, granted)
-        outcome = tally(self._voters(), self._votes, unanimous=self._has_forced_members)
+        outcome = tally(self.members.voters, self._votes, unanimous=self.members.are_forced)
         voters = [site for site, yes in sorted(self._votes.items()) if yes]
         if outcome is Vote.WON:
             if self.role is Role.PRE_CANDIDATE:
@@ -733,17 +526,15 @@ class RaftCore:
 
     def _become_leader(self, reason: str) -> None:
         self._enter(Role.LEADER, self.site, reason)
-        self._round = 0
-        self._rounds_answered = {}
+        self._reads.begin()
         self._heartbeat_elapsed = 0
         self._heartbeat_due = True
         self._adopt_configuration()
         self._append(EntryKind.NOOP, b"")
-        if self._configuration is not None and self._has_forced_members:
-            self._append(EntryKind.CONFIGURATION, self._configuration.encode())
-        self._recent_last = (self.log.last_index, self.log.last_index)
-        self._silent = frozenset()
-        self._preference = Preference(0 if self.is_witness else self.limits.preference_ticks)
+        if self.members.configuration is not None and self.members.are_forced:
+            self._append(EntryKind.CONFIGURATION, self.members.configuration.encode())
+        self.followers.begin()
+        self._transfer.lead(0 if self.members.is_witness else self.limits.preference_ticks)
 
     # ---- votes ----------------------------------------------------------------------------------------------------
 
@@ -764,7 +555,7 @@ class RaftCore:
             self._count_vote(m.sender, m.granted)
 
     def _on_timeout_now(self, m: TimeoutNow) -> None:
-        if self.is_voter and self.role is Role.FOLLOWER and not self.storage_stalled:
+        if self.members.is_voter and self.role is Role.FOLLOWER and not self.storage_stalled:
             self._campaign(pre=False, reason=f"site {m.sender} hands over its leadership", by_transfer=True)
 
     # ---- following ------------------------------------------------------------------------------------------------
@@ -801,7 +592,7 @@ class RaftCore:
             self._given = min(self._given, new[0].index - 1)
             if new[0].index <= previous_last:
                 self._truncated()
-            if self._latest_configuration() is not self._configuration:
+            if self.members.outdated:
                 self._adopt_configuration()
 
     def _truncated(self) -> None:
@@ -847,42 +638,21 @@ class RaftCore:
 
     # ---- leading --------------------------------------------------------------------------------------------------
 
-    def _voters(self) -> tuple[int, ...]:
-        return self._configuration.voters if self._configuration is not None else ()
-
     def _append(self, kind: EntryKind, payload: bytes) -> None:
         index = self.log.last_index + 1
         self.log.append([Entry(index, self.term, kind, payload=payload, previous_chain=self.log.last_chain)])
 
-    def _latest_configuration(self) -> Configuration | None:
-        return self.log.configurations[-1][1] if self.log.configurations else None
-
     def _adopt_configuration(self) -> None:
         """The latest configuration in the log is the one in force, committed or not."""
-        self._configuration = self._latest_configuration()
-        if self.role is not Role.LEADER or self._configuration is None:
+        self.members.adopt()
+        if self.role is not Role.LEADER or self.members.configuration is None:
             return
-        members = self._configuration.servers
-        for site in [site for site in self.progress if site not in members]:
-            del self.progress[site]
-        for site in members:
-            if site != self.site and site not in self.progress:
-                session = self._random.getrandbits(32)
-                progress = Progress(session, self.log.last_index + 1, self.limits.window_bytes)
-                progress.active = True  # it gets an election timeout's time to be heard from
-                self.progress[site] = progress
-        if self.transferee not in self._configuration.voters:
-            self.transferee = NOBODY
-
-    def _peer(self, m: AppendResponse | HeartbeatResponse | SnapshotChunkRequest) -> Progress | None:
-        progress = self.progress.get(m.sender)
-        if progress is None or progress.session != m.progress:
-            return None
-        progress.active = True
-        return progress
+        self.followers.adopt(self.members.configuration.servers)
+        if self._transfer.target not in self.members.voters:
+            self._transfer.clear()
 
     def _on_append_response(self, m: AppendResponse) -> None:
-        progress = self._peer(m)
+        progress = self.followers.heard(m)
         if progress is None:
             return
         if m.rejected:
@@ -905,7 +675,7 @@ class RaftCore:
                 progress.catching_up = False
 
     def _on_heartbeat_response(self, m: HeartbeatResponse) -> None:
-        progress = self._peer(m)
+        progress = self.followers.heard(m)
         if progress is None:
             return
         progress.probe_sent = False
@@ -914,38 +684,37 @@ class RaftCore:
                 self._offer_snapshot(m.sender, progress)  # it lives, and asks for nothing: something was lost
         elif progress.silent_ticks >= self.limits.watchdog_ticks:
             progress.become_probe()
-        self._rounds_answered[m.sender] = max(self._rounds_answered.get(m.sender, 0), m.round)
+        self._reads.answered(m.sender, m.round)
         self._confirm_reads()
 
     def _maybe_commit(self) -> None:
         """Commit what a majority of voters has on disk, if it is of this leader's term: an older entry on a majority
         may still be replaced (Raft paper, 5.4.2)."""
-        if not self._voters():
+        if not self.members.voters:
             return
-        index = agreed(self._voters(), self._on_disk)
+        index = agreed(self.members.voters, self._on_disk)
         if index > self.log.commit and self.log.matches(index, self.term):
             self._commit(index)
 
     def _on_disk(self, site: int) -> int:
         if site == self.site:
             return self.log.stable
-        return self.progress[site].match
+        return self.followers.progress[site].match
 
     def _commit(self, index: int) -> None:
         if not self.log.commit_to(index) or self.role is not Role.LEADER:
             return
-        if self._reads_early and self.log.term(self.log.commit) == self.term:
-            early, self._reads_early = self._reads_early, []
-            for asker, context in early:
+        if self._reads.early and self.log.term(self.log.commit) == self.term:
+            for asker, context in self._reads.release():
                 self._read(asker, context)
-        if not self.is_voter and self.configuration_index <= self.log.commit:
+        if not self.members.is_voter and self.configuration_index <= self.log.commit:
             self._become_follower(self.term, NOBODY, "the committed configuration does not have it as a voter")
 
     def _send_due(self) -> None:
         """Fill every follower's pipeline, and tell everyone the commit index."""
         last, commit = self.log.last_index, self.log.commit
         self._sliced = (0, (), 0)
-        for site, progress in self.progress.items():
+        for site, progress in self.followers.progress.items():
             replicating = progress.state is ProgressState.REPLICATE
             if replicating and progress.next_index > last and progress.announced_commit >= commit:
                 continue
@@ -956,11 +725,11 @@ class RaftCore:
                 self._messages.append(CommitNotice(site, self.site, self.term, commit))
         if self._heartbeat_due:
             self._heartbeat_due = False
-            self._round += 1
-            for site, progress in self.progress.items():
-                if progress.spare_heartbeat() and not self._reads_confirming:
+            self._reads.round += 1
+            for site, progress in self.followers.progress.items():
+                if progress.spare_heartbeat() and not self._reads.confirming:
                     continue
-                beat = Heartbeat(site, self.site, self.term, progress.session, self.log.commit, self._round)
+                beat = Heartbeat(site, self.site, self.term, progress.session, self.log.commit, self._reads.round)
                 self._messages.append(beat)
             self._confirm_reads()
 
@@ -989,19 +758,11 @@ class RaftCore:
     # ---- snapshots for followers ----------------------------------------------------------------------------------
 
     def _offer_snapshot(self, site: int, progress: Progress) -> None:
-        """Tell a follower in SNAPSHOT what it needs: the snapshot that it is getting, as long as the log after that is
-        kept for it, else the latest. Without one there is nothing to tell until there is one."""
-        if not progress.catching_up or progress.snapshot is None:
-            snapshot = self.snapshot
-            if snapshot is None or snapshot.last_index < self.log.base.index:
-                return
-            if progress.snapshot is None or progress.snapshot.name != snapshot.name:
-                progress.snapshot = snapshot
-                progress.snapshot_offset = 0
-            progress.catching_up = True
-            progress.silent_ticks = 0
-        progress.offered_at = progress.silent_ticks
-        base, configuration_index, configuration, size, checksum = progress.snapshot
+        """Tell a follower in SNAPSHOT what it needs; without any snapshot there is nothing to tell."""
+        snapshot = progress.offer(self.snapshot, self.log.base.index)
+        if snapshot is None:
+            return
+        base, configuration_index, configuration, size, checksum = snapshot
         self._send(
             InstallSnapshot(
                 site, self.site, self.term, progress.session, *base,
@@ -1010,7 +771,7 @@ class RaftCore:
         )  # fmt: skip
 
     def _on_chunk_request(self, m: SnapshotChunkRequest) -> None:
-        progress = self._peer(m)
+        progress = self.followers.heard(m)
         if progress is None or progress.snapshot is None:
             return
         if not progress.catching_up:
@@ -1023,76 +784,40 @@ class RaftCore:
     # ---- leadership transfer --------------------------------------------------------------------------------------
 
     def _transfer_to(self, target: int, why: str) -> None:
-        self.transferee = target
-        self._transfer_elapsed = 0
+        self._transfer.begin(target)
         self._report(f"hands its leadership over to site {target}, {why}")
         self._hand_over_if_caught_up()
 
-    def _fitness(self, site: int) -> tuple[Any, ...]:
-        """How well another voter could take over: the greater, the better."""
-        server = self._configuration.servers[site] if self._configuration is not None else None
-        no_witness, priority = server.rank if server is not None else (False, 0)
-        return site not in self._silent, no_witness, self.caught_up(site), priority, self.progress[site].match
-
-    def _prefer_another(self) -> None:
-        """Give way to a voter that should rather lead, when it has been fit to for long enough."""
-        servers = self._configuration.servers if self._configuration is not None else {}
-        if self.site not in servers:
-            return
-        own = servers[self.site].rank
-        better = [site for site in self._voters() if servers[site].rank > own and self.caught_up(site)]
-        chosen = max(better, key=self._fitness, default=NOBODY)
-        if self._preference.tick(chosen):
-            server = servers[chosen]
-            why = "this is a witness" if not own[0] else f"which has priority {server.priority} (own: {own[1]})"
-            self._transfer_to(chosen, why)
-
-    def lag(self, site: int) -> str:
-        """At the leader: how far a member is behind, for people."""
-        progress = self.progress.get(site)
-        match = progress.match if progress is not None else 0
-        behind = (
-            f"it holds the log up to {match} of {self.log.last_index}, {self.log.last_index - match} entries behind"
-        )
-        return f"{behind}, and is not heard from" if site in self._silent else behind
-
     def _hand_over_if_caught_up(self) -> None:
-        if self.transferee != NOBODY and self.progress[self.transferee].match == self.log.last_index:
-            self._send(TimeoutNow(self.transferee, self.site, self.term))
-
-    def _report(self, what: str) -> None:
-        self._transitions.append(Transition(self.role, self.term, self.leader, what))
+        target = self._transfer.target
+        if target != NOBODY and self.followers.progress[target].match == self.log.last_index:
+            self._send(TimeoutNow(target, self.site, self.term))
 
     # ---- linearizable reads ---------------------------------------------------------------------------------------
 
     def _read(self, asker: int, context: Any) -> None:
         if self.log.term(self.log.commit) != self.term:
-            self._reads_early.append((asker, context))  # what older leaders committed is not known yet (thesis, 6.4)
+            self._reads.hold(asker, context)  # what older leaders committed is not known yet (thesis, 6.4)
             return
         self._heartbeat_due = True
-        self._reads_confirming.append(_PendingRead(self._round + 1, self.log.commit, asker, context))
+        self._reads.confirm(asker, context, self.log.commit)
 
     def _confirm_reads(self) -> None:
-        if not self._reads_confirming:
+        if not self._reads.confirming:
             return
-        confirmed = agreed(self._voters(), self._round_answered)
-        while self._reads_confirming and self._reads_confirming[0].round <= confirmed:
-            read = self._reads_confirming.pop(0)
+        for read in self._reads.confirmed(self.members.voters):
             if read.asker == self.site:
                 self._read_states.append(ReadState(read.context, read.index))
             else:
                 self._send(ReadIndexResponse(read.asker, self.site, self.term, read.context, read.index))
-
-    def _round_answered(self, site: int) -> int:
-        return self._round if site == self.site else self._rounds_answered.get(site, 0)
 
     def _on_read_index_request(self, m: ReadIndexRequest) -> None:
         if self.role is Role.LEADER:
             self._read(m.sender, m.attempt)
 
     def _on_read_index_response(self, m: ReadIndexResponse) -> None:
-        if m.sender == self.leader and m.attempt in self._read_attempts:
-            self._read_states.append(ReadState(self._read_attempts.pop(m.attempt), m.index))
+        if m.sender == self.leader and self._reads.asked(m.attempt):
+            self._read_states.append(ReadState(self._reads.settle(m.attempt), m.index))
 
     # ---- messages -------------------------------------------------------------------------------------------------
 

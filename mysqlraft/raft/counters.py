@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any
 
 from mysqlraft.raft.configuration import NOBODY
-from mysqlraft.raft.core import Role, Transition
+from mysqlraft.raft.roles import Role, Transition
 
 
 class Histogram:

@@ -238,6 +238,15 @@ class RaftLog:
         """The configuration in force at `index`, which the log must hold, and the index of its entry."""
         return next((each for each in reversed(self._configurations) if each[0] <= index), None)
 
+    def snapshot_point(self, index: int) -> tuple[Base, int, Configuration]:
+        """What a snapshot of the FSM after the committed entry `index` has to carry: the base, and the configuration
+        at it with the index of its entry. Raises Compacted if the log does not hold that any more."""
+        term, chain = self.term(index), self.chain(index)
+        configuration = self.configuration_at(index)
+        if term is None or chain is None or configuration is None:
+            raise Compacted(f"entry {index} is not in the log any more, it begins at {self.first_index}")
+        return Base(index, term, chain), *configuration
+
     def commit_to(self, index: int) -> bool:
         """Advance the commit index; it never goes back. True if it moved."""
         if index <= self.commit:

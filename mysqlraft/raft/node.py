@@ -18,19 +18,21 @@ from typing import Any
 
 from mysqlraft.raft.calls import Calls
 from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
-from mysqlraft.raft.core import Limits, Ready, Role
 from mysqlraft.raft.counters import Counters
 from mysqlraft.raft.disk import Sweeper, Writer
 from mysqlraft.raft.entry import Entry
+from mysqlraft.raft.limits import Limits
 from mysqlraft.raft.log import LogDivergence
 from mysqlraft.raft.messages import Message
 from mysqlraft.raft.participant import Participant
 from mysqlraft.raft.peers import Membership, Peers
+from mysqlraft.raft.ready import Ready
+from mysqlraft.raft.roles import Role
 from mysqlraft.raft.snapshot import Snapshot, SnapshotWork
 from mysqlraft.raft.snapshot_store import SnapshotStore
+from mysqlraft.raft.snapshot_transfer import SnapshotTransfers
 from mysqlraft.raft.store import Compacted, Store, StoreError, Write
 from mysqlraft.raft.tls import Tls
-from mysqlraft.raft.transfer import Transfers
 from mysqlraft.raft.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -94,9 +96,9 @@ class Node:
         self._counters = Counters()
         self.calls = Calls(self.transport.call, random.getrandbits(62))
         self.transport.on_call = self.calls.received
-        self._transfers: Transfers | None = None
+        self._transfers: SnapshotTransfers | None = None
         if snapshots is not None:
-            self._transfers = Transfers(
+            self._transfers = SnapshotTransfers(
                 snapshots,
                 chunk_bytes=self._core.limits.snapshot_chunk_bytes,
                 bytes_per_second=snapshot_bytes_per_second,
@@ -250,9 +252,11 @@ class Node:
         StoreError."""
         if self._transfers is None:
             raise RuntimeError("the node has no snapshots")
-        snapshot = await self._transfers.save(*self._core.snapshot_point(index), data)
+        snapshot = await self._transfers.save(*self._core.log.snapshot_point(index), data)
         self._core.install(snapshot)
-        in_use = [progress.snapshot for progress in self._core.progress.values() if progress.snapshot is not None]
+        in_use = [
+            progress.snapshot for progress in self._core.followers.progress.values() if progress.snapshot is not None
+        ]
         await self._transfers.reap(in_use)
         logger.info("snapshot taken site=%d index=%d bytes=%d", self.site, index, snapshot.size)
         return snapshot
@@ -303,8 +307,8 @@ class Node:
         return self._core.transferee
 
     def lag(self, site: int) -> str:
-        """See RaftCore.lag."""
-        return self._core.lag(site)
+        """See Followers.lag."""
+        return self._core.followers.lag(site)
 
     def term_at(self, index: int) -> int | None:
         """The term of the entry at `index`, None if it is not in the log."""
@@ -358,7 +362,7 @@ class Node:
         for site in configuration.servers if configuration is not None else ():
             if site == self.site:
                 continue
-            progress = core.progress.get(site)
+            progress = core.followers.progress.get(site)
             round_trip = self.transport.round_trip(site)
             peers[site] = {
                 "connected": self.transport.connected(site),
@@ -507,7 +511,7 @@ class Node:
             for work in ready.snapshot_work:
                 self._transfers.work(work)
             for request in ready.chunk_requests:
-                progress = self._core.progress.get(request.sender)
+                progress = self._core.followers.progress.get(request.sender)
                 if progress is not None and progress.snapshot is not None:
                     self._transfers.serve(request, progress.snapshot)
         self._peers.refresh()

@@ -18,9 +18,10 @@ import msgpack
 
 from mysqlraft.raft.calls import NoAnswer
 from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
-from mysqlraft.raft.core import NotLeader, NotYet, Role
+from mysqlraft.raft.members import NotYet
 from mysqlraft.raft.node import Node
 from mysqlraft.raft.peers import Membership
+from mysqlraft.raft.roles import NotLeader, Role
 
 TRANSFER = "transfer"
 MAX_SECONDS = 600.0

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from random import Random
 
-from mysqlraft.raft.core import Limits, RaftCore, Ready, Role
+from mysqlraft.raft.core import RaftCore
 from mysqlraft.raft.forward import Forwarder, Intake
+from mysqlraft.raft.limits import Limits
 from mysqlraft.raft.messages import Forward, ForwardStatus, Message, SnapshotChunk
+from mysqlraft.raft.ready import Ready
+from mysqlraft.raft.roles import Role
 from mysqlraft.raft.snapshot import Snapshot, SnapshotReceiver, SnapshotWork
 from mysqlraft.raft.store import Store
 

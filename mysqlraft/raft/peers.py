@@ -75,7 +75,7 @@ class Peers:
         newer = [site for site, said in self._introduced.items() if said.index > core.configuration_index]
         self._introduced = {site: self._introduced[site] for site in newer}
         addresses = {site: said.address for site, said in self._introduced.items()}
-        addresses = {site: server.address for site, server in core.acquaintances.items()} | addresses
+        addresses = {site: server.address for site, server in core.members.acquaintances.items()} | addresses
         members = {site: self._addresses.get(site, at) for site, at in addresses.items()}
         for site in self._peers.keys() - members.keys() - self._leaving.keys():
             loop = asyncio.get_running_loop()
@@ -118,13 +118,13 @@ class Peers:
         if core.configuration is None or core.site not in core.configuration:
             return Introduction(0, "", "")
         own = core.configuration.servers[core.site]
-        return Introduction(core.introduction, own.name, own.address)
+        return Introduction(core.members.introduction, own.name, own.address)
 
     def knows(self, site: int, introduction: Introduction) -> bool:
-        return self._core.knows(site, introduction.index)
+        return self._core.members.knows(site, introduction.index)
 
     def name_of(self, site: int) -> str | None:
-        server = self._core.acquaintances.get(site)
+        server = self._core.members.acquaintances.get(site)
         if server is None and site in self._introduced:
             return self._introduced[site].name
         return self._names.get(site) if server is None else server.name

@@ -134,6 +134,21 @@ class Progress:
         self.offered_at = 0
         self.catching_up = False
 
+    def offer(self, latest: Snapshot | None, base_index: int) -> Snapshot | None:
+        """In SNAPSHOT: what the follower is to be told of: the one that it is getting, as long as the log after that is
+        kept for it, else the `latest`, if the log, which begins after `base_index`, continues it. None if there is
+        none yet."""
+        if not self.catching_up or self.snapshot is None:
+            if latest is None or latest.last_index < base_index:
+                return None
+            if self.snapshot is None or self.snapshot.name != latest.name:
+                self.snapshot = latest
+                self.snapshot_offset = 0
+            self.catching_up = True
+            self.silent_ticks = 0
+        self.offered_at = self.silent_ticks
+        return self.snapshot
+
     def chunk_requested(self, offset: int) -> None:
         """The follower has the snapshot's bytes up to `offset` and wants more."""
         self.snapshot_offset = offset

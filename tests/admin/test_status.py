@@ -13,8 +13,8 @@ from mysqlraft.admin.metrics import metrics
 from mysqlraft.admin.status import Row, cluster_status, own_row, unready
 from mysqlraft.cli.status import lines
 from mysqlraft.config import Config
-from mysqlraft.raft.core import Role, Transition
 from mysqlraft.raft.counters import Counters
+from mysqlraft.raft.roles import Role, Transition
 
 TEXT = """\
 cluster:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mysqlraft.raft.core import Role, Transition
 from mysqlraft.raft.counters import Counters, Histogram
+from mysqlraft.raft.roles import Role, Transition
 
 
 def test_a_histogram_counts_cumulatively() -> None:

@@ -173,7 +173,7 @@ def test_a_removed_site_with_a_greater_term_cannot_disrupt() -> None:
     cluster.down.add(4)
     leader.propose_change(Change.REMOVE, Server(4, "", ""), leader.configuration_index)
     cluster.settle()
-    assert 4 not in leader.progress
+    assert 4 not in leader.followers.progress
     for message in (
         VoteRequest(1, 4, 50, False, 99, 50, False),
         VoteRequest(1, 4, 50, True, 99, 50, False),
@@ -210,7 +210,7 @@ def test_a_site_whose_demotion_has_not_committed_may_still_campaign() -> None:
     cluster.tick(12 * LIMITS.election_ticks)
     assert cluster.sites[2].core.role is Role.LEADER
     assert cluster.sites[1].core.configuration == cluster.sites[2].core.configuration
-    assert not cluster.sites[1].core.is_voter
+    assert not cluster.sites[1].core.members.is_voter
 
 
 # ---- the disk ----------------------------------------------------------------------------------------------------
@@ -331,10 +331,10 @@ def test_a_site_knows_a_leader_that_only_an_uncommitted_configuration_leaves_out
     leader.propose_change(Change.REMOVE, THREE.servers[next_leader.site], leader.configuration_index)
     assert leader.configuration is not None
     assert next_leader.site not in leader.configuration
-    assert next_leader.introduction < leader.configuration_index
-    assert leader.knows(next_leader.site, next_leader.introduction)
-    assert next_leader.knows(1, leader.introduction)
-    assert set(leader.acquaintances) == {1, 2, 3}
+    assert next_leader.members.introduction < leader.configuration_index
+    assert leader.members.knows(next_leader.site, next_leader.members.introduction)
+    assert next_leader.members.knows(1, leader.members.introduction)
+    assert set(leader.members.acquaintances) == {1, 2, 3}
     cluster.heal()
     cluster.tick(LIMITS.election_ticks)
     assert leader.configuration == THREE
@@ -345,9 +345,9 @@ def test_a_site_that_a_committed_configuration_leaves_out_is_a_stranger() -> Non
     leader = cluster.elect(1)
     leader.propose_change(Change.REMOVE, THREE.servers[2], leader.configuration_index)
     cluster.settle()
-    assert not leader.knows(2, 1)
-    assert leader.knows(2, leader.configuration_index + 1), "it was added again, and this site was away"
-    assert set(leader.acquaintances) == {1, 3}
+    assert not leader.members.knows(2, 1)
+    assert leader.members.knows(2, leader.configuration_index + 1), "it was added again, and this site was away"
+    assert set(leader.members.acquaintances) == {1, 3}
 
 
 def test_nothing_is_said_in_a_term_that_is_not_on_disk() -> None:
@@ -418,7 +418,7 @@ def test_an_entry_of_an_older_term_is_not_committed_by_counting() -> None:
     cluster = Cluster(THREE, logs={1: [1, 2], 2: [1, 2], 3: [1]})
     cluster.drop = lambda message: isinstance(message, AppendRequest) and any(e.term > 2 for e in message.entries)
     leader = cluster.elect(1)
-    assert leader.progress[2].match == 2
+    assert leader.followers.progress[2].match == 2
     assert leader.commit_index == 0
     cluster.heal()
     for site in (2, 3):
@@ -470,7 +470,7 @@ def test_replication_is_pipelined_by_bytes() -> None:
     leader.propose([proposal(b"x" * 900) for _ in range(10)])
     sent = of_type(cluster.sites[1].ready(), AppendRequest)
     assert [len(message.entries) for message in sent] == [1, 1, 1, 1]  # the one that crosses the limit still goes
-    assert leader.progress[2].inflights.full
+    assert leader.followers.progress[2].inflights.full
     (answer,) = of_type(cluster.sites[2].step(sent[0]), AppendResponse)
     leader.step(answer)
     assert len(of_type(cluster.sites[1].ready(), AppendRequest)) == 1
@@ -538,7 +538,7 @@ def test_a_watchdog_resets_a_stalled_pipeline() -> None:
     cluster.heal()
     cluster.tick(LIMITS.watchdog_ticks + 5)
     assert cluster.payloads(2) == [b"lost"]
-    assert leader.progress[2].state is ProgressState.REPLICATE
+    assert leader.followers.progress[2].state is ProgressState.REPLICATE
 
 
 def test_a_broken_connection_resets_the_pipeline_at_once() -> None:
@@ -557,14 +557,14 @@ def test_progress_carries_a_session_so_acks_from_before_a_removal_are_ignored() 
     cluster = Cluster(configuration(3, 1))
     leader = cluster.elect(1)
     cluster.propose(1, b"x")
-    stale = AppendResponse(1, 4, leader.term, leader.progress[4].session, 3, False, 0, 0)
+    stale = AppendResponse(1, 4, leader.term, leader.followers.progress[4].session, 3, False, 0, 0)
     leader.propose_change(Change.REMOVE, Server(4, "", ""), leader.configuration_index)
     cluster.settle()
     cluster.down.add(4)
     leader.propose_change(Change.ADD_NONVOTER, Server(4, "new", "host9:1000"), leader.configuration_index)
     cluster.settle()
     cluster.sites[1].step(stale)
-    assert leader.progress[4].match == 0
+    assert leader.followers.progress[4].match == 0
 
 
 def test_a_member_that_lost_its_disk_is_sent_everything_again() -> None:
@@ -572,7 +572,7 @@ def test_a_member_that_lost_its_disk_is_sent_everything_again() -> None:
     cluster = Cluster(configuration(3, 1))
     leader = cluster.elect(1)
     cluster.propose(1, b"x")
-    assert leader.progress[4].match == 3
+    assert leader.followers.progress[4].match == 3
     cluster.sites[4] = Driven(4, MemoryStore(), LIMITS)
     leader.unreachable(4)
     asked: list[AppendRequest] = []
@@ -586,7 +586,7 @@ def test_a_member_that_lost_its_disk_is_sent_everything_again() -> None:
     cluster.settle()
     assert len(asked) <= 4
     assert cluster.payloads(4) == [b"x"]
-    assert leader.progress[4].match == 3
+    assert leader.followers.progress[4].match == 3
 
 
 def test_a_log_that_differs_where_raft_says_it_cannot_is_found() -> None:
@@ -604,7 +604,7 @@ def test_garbage_from_strangers_changes_nothing() -> None:
     leader = cluster.elect(1)
     before = (leader.term, leader.role, leader.commit_index)
     cluster.sites[1].step(AppendResponse(1, 9, 2, 0, 1 << 40, False, 0, 0), VoteResponse(1, 2, 2, False, True))
-    cluster.sites[1].step(AppendResponse(1, 2, 2, leader.progress[2].session, 1 << 40, False, 0, 0))
+    cluster.sites[1].step(AppendResponse(1, 2, 2, leader.followers.progress[2].session, 1 << 40, False, 0, 0))
     assert (leader.term, leader.role, leader.commit_index) == before
 
 
@@ -679,7 +679,7 @@ def test_membership_a_site_that_lags_is_not_promoted_unless_forced() -> None:
     with pytest.raises(ConfigurationError, match=r"40 entries behind$"):
         leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
     leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1, force=True)
-    assert leader.is_voter
+    assert leader.members.is_voter
     assert leader.configuration == configuration(4)
 
 
@@ -691,7 +691,7 @@ def test_membership_a_site_that_has_caught_up_is_promoted_under_load() -> None:
         cluster.propose(1, b"x")
         cluster.tick()
     leader.propose([proposal(b"y")])
-    assert leader.progress[4].match < leader.log.last_index
+    assert leader.followers.progress[4].match < leader.log.last_index
     leader.propose_change(Change.PROMOTE, Server(4, "", ""), 1)
 
 

@@ -61,7 +61,7 @@ def compacted_leader(entries: int = 20) -> tuple[Cluster, RaftCore]:
     cluster.down.add(3)
     for number in range(entries):
         cluster.propose(1, b"%d" % number)
-    leader.install(Snapshot(*leader.snapshot_point(leader.commit_index), len(DATA), xxh3_64_intdigest(DATA)))
+    leader.install(Snapshot(*leader.log.snapshot_point(leader.commit_index), len(DATA), xxh3_64_intdigest(DATA)))
     leader.compact(leader.commit_index)
     cluster.settle()
     return cluster, leader
@@ -275,21 +275,21 @@ def test_entries_after_a_snapshot_that_is_not_yet_written() -> None:
 def test_a_follower_whose_next_entry_is_gone_gets_a_snapshot() -> None:
     cluster, leader = compacted_leader()
     reachable(cluster, 3)
-    assert leader.progress[3].state.value == "snapshot"
+    assert leader.followers.progress[3].state.value == "snapshot"
     site = cluster.sites[3].core
     assert site.offer is not None
     site.install(Snapshot.offered(site.offer))
     cluster.propose(1, b"after")
-    assert leader.progress[3].state.value == "replicate"
+    assert leader.followers.progress[3].state.value == "replicate"
     assert (site.commit_index, site.log.last_chain) == (leader.commit_index, leader.log.last_chain)
-    assert leader.progress[3].pinned is None
+    assert leader.followers.progress[3].pinned is None
 
 
 def test_without_a_snapshot_there_is_nothing_to_offer_until_there_is_one() -> None:
     cluster, leader = compacted_leader()
     made, leader.snapshot = leader.snapshot, None
     reachable(cluster, 3)
-    assert leader.progress[3].state is ProgressState.SNAPSHOT
+    assert leader.followers.progress[3].state is ProgressState.SNAPSHOT
     assert cluster.sites[3].core.offer is None
     leader.snapshot = made
     cluster.tick(2 * LIMITS.election_ticks)
@@ -299,10 +299,10 @@ def test_without_a_snapshot_there_is_nothing_to_offer_until_there_is_one() -> No
 def test_entries_needed_by_a_running_transfer_are_pinned() -> None:
     cluster, leader = compacted_leader()
     reachable(cluster, 3)
-    offered = leader.progress[3].snapshot
+    offered = leader.followers.progress[3].snapshot
     assert offered is not None
     cluster.propose(1, b"more", b"and more")
-    leader.install(Snapshot(*leader.snapshot_point(leader.commit_index), 0, 0))
+    leader.install(Snapshot(*leader.log.snapshot_point(leader.commit_index), 0, 0))
     assert leader.compact(leader.commit_index) == offered.last_index
     site = cluster.sites[3].core
     site.install(offered)
@@ -314,14 +314,14 @@ def test_entries_needed_by_a_running_transfer_are_pinned() -> None:
 def test_a_follower_that_is_not_heard_of_pins_nothing() -> None:
     cluster, leader = compacted_leader()
     reachable(cluster, 3)
-    assert leader.progress[3].pinned is not None
+    assert leader.followers.progress[3].pinned is not None
     cluster.down.add(3)
     cluster.propose(1, b"more")
     cluster.tick(2 * LIMITS.election_ticks)
-    leader.install(Snapshot(*leader.snapshot_point(leader.commit_index), 0, 0))
+    leader.install(Snapshot(*leader.log.snapshot_point(leader.commit_index), 0, 0))
     assert leader.compact(leader.commit_index) == leader.commit_index
     reachable(cluster, 3)
-    assert leader.progress[3].snapshot == leader.snapshot
+    assert leader.followers.progress[3].snapshot == leader.snapshot
 
 
 def test_a_watchdog_lets_go_of_a_transfer_in_which_nothing_is_asked_for() -> None:
@@ -329,10 +329,10 @@ def test_a_watchdog_lets_go_of_a_transfer_in_which_nothing_is_asked_for() -> Non
     cluster, leader = compacted_leader()
     reachable(cluster, 3)
     cluster.propose(1, b"more")
-    leader.install(Snapshot(*leader.snapshot_point(leader.commit_index), 0, 0))
-    first = leader.progress[3].snapshot
+    leader.install(Snapshot(*leader.log.snapshot_point(leader.commit_index), 0, 0))
+    first = leader.followers.progress[3].snapshot
     cluster.tick(LIMITS.watchdog_ticks + LIMITS.election_ticks + 2)
-    assert leader.progress[3].snapshot == leader.snapshot != first
+    assert leader.followers.progress[3].snapshot == leader.snapshot != first
 
 
 def test_a_snapshot_is_offered_again_when_nothing_is_asked_for() -> None:
@@ -355,7 +355,7 @@ def test_a_broken_connection_makes_the_leader_offer_again_at_once() -> None:
 def test_chunk_requests_of_another_session_or_snapshot_are_not_served() -> None:
     cluster, leader = compacted_leader()
     reachable(cluster, 3)
-    progress = leader.progress[3]
+    progress = leader.followers.progress[3]
     assert progress.snapshot is not None
     last, checksum = progress.snapshot.last_index, progress.snapshot.checksum
     good = SnapshotChunkRequest(1, 3, leader.term, progress.session, last, checksum, 1, 0, 5)
@@ -373,7 +373,7 @@ def test_chunk_requests_of_another_session_or_snapshot_are_not_served() -> None:
 def test_a_hint_from_before_the_compacted_log_leads_to_a_snapshot() -> None:
     _, leader = compacted_leader()
     assert leader.log.conflict(1, 1) == (1, 1)
-    progress = leader.progress[3]
+    progress = leader.followers.progress[3]
     progress.become_probe()
     progress.next_index = leader.log.last_index + 1
     previous = progress.next_index - 1
@@ -385,12 +385,12 @@ def test_a_hint_from_before_the_compacted_log_leads_to_a_snapshot() -> None:
 def test_heartbeats_go_on_during_a_transfer() -> None:
     cluster, leader = compacted_leader()
     reachable(cluster, 3)
-    assert leader.progress[3].state is ProgressState.SNAPSHOT
+    assert leader.followers.progress[3].state is ProgressState.SNAPSHOT
     messages = cluster.sites[1].tick(LIMITS.heartbeat_ticks)
     assert [message.to for message in messages if isinstance(message, Heartbeat)] == [2, 3]
-    answer = HeartbeatResponse(1, 3, leader.term, leader.progress[3].session, 1)
+    answer = HeartbeatResponse(1, 3, leader.term, leader.followers.progress[3].session, 1)
     leader.step(answer)
-    assert leader.progress[3].active
+    assert leader.followers.progress[3].active
 
 
 # ---- the transfer ------------------------------------------------------------------------------------------------

@@ -8,8 +8,11 @@ from typing import Any
 
 from mysqlraft.raft import Configuration, Entry, HardState, RaftCore, Ready, Role
 from mysqlraft.raft.configuration import NOBODY
+from mysqlraft.raft.followers import Followers
 from mysqlraft.raft.forward import Forwarder, Intake
+from mysqlraft.raft.leadership_transfer import LeadershipTransfer
 from mysqlraft.raft.log import RaftLog
+from mysqlraft.raft.members import Members
 from mysqlraft.raft.messages import (
     AppendRequest,
     AppendResponse,
@@ -20,6 +23,7 @@ from mysqlraft.raft.messages import (
     VoteResponse,
 )
 from mysqlraft.raft.quorum import agreed
+from mysqlraft.raft.reads import Reads
 from mysqlraft.raft.sessions import SessionTable
 from mysqlraft.raft.snapshot import Snapshot
 from mysqlraft.raft.store import Base, Rebase
@@ -104,7 +108,7 @@ def acknowledged_before_it_is_on_disk(patch: Any) -> None:
 @bug
 def the_leader_counts_what_it_has_not_written(patch: Any) -> None:
     def on_disk(self: RaftCore, site: int) -> int:
-        return self.log.last_index if site == self.site else self.progress[site].match
+        return self.log.last_index if site == self.site else self.followers.progress[site].match
 
     patch(RaftCore, "_on_disk", on_disk)
 
@@ -112,7 +116,7 @@ def the_leader_counts_what_it_has_not_written(patch: Any) -> None:
 @bug
 def a_minority_is_enough_to_commit(patch: Any) -> None:
     def maybe_commit(self: RaftCore) -> None:
-        index = sorted([self._on_disk(site) for site in self._voters()])[len(self._voters()) // 2 :][-1]
+        index = sorted([self._on_disk(site) for site in self.members.voters])[len(self.members.voters) // 2 :][-1]
         if index > self.log.commit and self.log.matches(index, self.term):
             self._commit(index)
 
@@ -122,8 +126,8 @@ def a_minority_is_enough_to_commit(patch: Any) -> None:
 @bug
 def entries_of_older_terms_are_committed_by_counting(patch: Any) -> None:
     def maybe_commit(self: RaftCore) -> None:
-        if self._voters():
-            self._commit(agreed(self._voters(), self._on_disk))
+        if self.members.voters:
+            self._commit(agreed(self.members.voters, self._on_disk))
 
     patch(RaftCore, "_maybe_commit", maybe_commit)
 
@@ -207,11 +211,11 @@ def changes_before_the_leaders_first_commit(patch: Any) -> None:
     """Two changes at a time, without regard to what is committed."""
 
     def propose_change(self: RaftCore, change: Any, server: Any, expected_index: int, force: bool = False) -> int:
-        if not self.accepts_proposals or self._configuration is None:
+        if not self.accepts_proposals or self.configuration is None:
             return 0
         from mysqlraft.raft import EntryKind
 
-        self._append(EntryKind.CONFIGURATION, self._configuration.changed(change, server).encode())
+        self._append(EntryKind.CONFIGURATION, self.configuration.changed(change, server).encode())
         self._adopt_configuration()
         return self.log.last_index
 
@@ -220,16 +224,14 @@ def changes_before_the_leaders_first_commit(patch: Any) -> None:
 
 @bug
 def reads_without_asking_anybody(patch: Any) -> None:
-    patch(RaftCore, "_round_answered", lambda self, site: self._round + 1)
+    patch(Reads, "_round_answered", lambda self, site: self.round + 1)
 
 
 @bug
 def reads_before_the_leaders_first_commit(patch: Any) -> None:
-    from mysqlraft.raft.core import _PendingRead
-
     def read(self: RaftCore, asker: int, context: Any) -> None:
         self._heartbeat_due = True
-        self._reads_confirming.append(_PendingRead(self._round + 1, self.log.commit, asker, context))
+        self._reads.confirm(asker, context, self.log.commit)
 
     patch(RaftCore, "_read", read)
 
@@ -276,7 +278,7 @@ def nobody_steps_down_without_a_majority(patch: Any) -> None:
 
     def tick_leader(self: RaftCore) -> None:
         self._heartbeat_due = True
-        self.transferee = NOBODY if self._transfer_elapsed > 5 else self.transferee
+        self._transfer.target = NOBODY if self._transfer._elapsed > 5 else self._transfer.target
 
     patch(RaftCore, "_tick_leader", tick_leader)
     patch(RaftCore, "_hears_leader", lambda self: self.role is Role.LEADER)
@@ -284,30 +286,30 @@ def nobody_steps_down_without_a_majority(patch: Any) -> None:
 
 @bug
 def a_witness_keeps_the_leadership(patch: Any) -> None:
-    prefer_another = RaftCore._prefer_another
-    patch(RaftCore, "_prefer_another", lambda self: None if self.is_witness else prefer_another(self))
+    preferred = LeadershipTransfer.preferred
+    patch(LeadershipTransfer, "preferred", lambda self: None if self._members.is_witness else preferred(self))
 
 
 @bug
 def priorities_make_no_difference(patch: Any) -> None:
-    prefer_another = RaftCore._prefer_another
-    patch(RaftCore, "_prefer_another", lambda self: prefer_another(self) if self.is_witness else None)
+    preferred = LeadershipTransfer.preferred
+    patch(LeadershipTransfer, "preferred", lambda self: preferred(self) if self._members.is_witness else None)
 
 
 @bug
 def equals_take_the_leadership_from_each_other(patch: Any) -> None:
-    def prefer_another(self: RaftCore) -> None:
-        others = [site for site in self._voters() if site != self.site and self.caught_up(site)]
-        chosen = max(others, key=self._fitness, default=NOBODY)
-        if self._preference.tick(chosen):
-            self._transfer_to(chosen, "why not")
+    def preferred(self: LeadershipTransfer) -> tuple[int, str] | None:
+        others = [server for server in self._other_voters() if self._followers.caught_up(server.site)]
+        chosen = max(others, key=self._followers.fitness, default=None)
+        due = self._preference.tick(NOBODY if chosen is None else chosen.site)
+        return (chosen.site, "why not") if chosen is not None and due else None
 
-    patch(RaftCore, "_prefer_another", prefer_another)
+    patch(LeadershipTransfer, "preferred", preferred)
 
 
 @bug
 def whoever_lags_is_promoted(patch: Any) -> None:
-    patch(RaftCore, "caught_up", lambda self, site: site in self.progress)
+    patch(Followers, "caught_up", lambda self, site: site in self.progress)
 
 
 @bug
@@ -399,7 +401,7 @@ def compaction_forgets_the_checksum(patch: Any) -> None:
 
 @bug
 def what_a_transfer_needs_is_not_pinned(patch: Any) -> None:
-    patch(RaftCore, "_pins", lambda self: [])
+    patch(Followers, "pins", lambda self: [])
 
 
 @bug
@@ -482,11 +484,11 @@ def forced_members_elect_by_majority(patch: Any) -> None:
 
 @bug
 def a_leader_is_refused_by_whom_only_an_uncommitted_change_has_removed_it(patch: Any) -> None:
-    def knows(self: RaftCore, site: int, introduction: int) -> bool:
+    def knows(self: Members, site: int, introduction: int) -> bool:
         member = self.configuration is not None and site in self.configuration
-        return member or introduction > self.configuration_index
+        return member or introduction > self.index
 
-    patch(RaftCore, "knows", knows)
+    patch(Members, "knows", knows)
 
 
 @bug
@@ -518,7 +520,7 @@ def the_end_of_a_write_proves_what_has_replaced_it(patch: Any) -> None:
 
 @bug
 def a_follower_reads_at_its_own_commit(patch: Any) -> None:
-    from mysqlraft.raft.core import ReadState
+    from mysqlraft.raft.ready import ReadState
 
     read_index = RaftCore.read_index
 
@@ -537,7 +539,7 @@ def all_attempts_to_read_have_the_same_id(patch: Any) -> None:
     read_index = RaftCore.read_index
 
     def read(self: RaftCore, context: Any) -> None:
-        self._next_attempt = 0
+        self._reads._attempt = 0
         read_index(self, context)
 
     patch(RaftCore, "read_index", read)
@@ -547,13 +549,13 @@ def all_attempts_to_read_have_the_same_id(patch: Any) -> None:
 def answers_from_before_a_removal_count(patch: Any) -> None:
     """raft-rs #571."""
 
-    def peer(self: RaftCore, m: Any) -> Any:
+    def heard(self: Followers, m: Any) -> Any:
         progress = self.progress.get(m.sender)
         if progress is not None:
             progress.active = True
         return progress
 
-    patch(RaftCore, "_peer", peer)
+    patch(Followers, "heard", heard)
 
 
 @bug
@@ -562,7 +564,7 @@ def a_transfer_has_no_end(patch: Any) -> None:
     tick_leader = RaftCore._tick_leader
 
     def patient(self: RaftCore) -> None:
-        self._transfer_elapsed = 0
+        self._transfer._elapsed = 0
         tick_leader(self)
 
     patch(RaftCore, "_tick_leader", patient)
@@ -575,7 +577,7 @@ def a_stalled_pipeline_stays_stalled(patch: Any) -> None:
     from mysqlraft.raft import core
 
     def trusting(self: RaftCore, m: Any) -> None:
-        progress = self.progress.get(m.sender)
+        progress = self.followers.progress.get(m.sender)
         if progress is not None:
             progress.silent_ticks = min(progress.silent_ticks, self.limits.watchdog_ticks - 1)
         on_heartbeat_response(self, m)
@@ -626,13 +628,14 @@ def a_new_term_is_not_recorded(patch: Any) -> None:
 
 @bug
 def a_few_votes_are_enough(patch: Any) -> None:
-    from mysqlraft.raft import core
+    from mysqlraft.raft import core, followers
     from mysqlraft.raft.quorum import Vote
 
     def tally(voters: Sequence[int], votes: Any, unanimous: bool = False) -> Vote:
         return Vote.WON if any(votes.values()) else Vote.PENDING
 
     patch(core, "tally", tally)
+    patch(followers, "tally", tally)
 
 
 @bug

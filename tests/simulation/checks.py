@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mysqlraft.raft import Configuration, Entry, EntryKind, MemoryStore, Role, SessionTable
-from mysqlraft.raft.core import RaftCore, Ready
+from mysqlraft.raft.core import RaftCore
 from mysqlraft.raft.log import RaftLog
 from mysqlraft.raft.messages import AppendResponse, Forward, Message, VoteRequest, VoteResponse
 from mysqlraft.raft.quorum import majority
+from mysqlraft.raft.ready import Ready
 from mysqlraft.raft.store import Base
 from tests.raft.ledger import Ledger
 
@@ -129,7 +130,7 @@ class Checks:
             self._base(site, "its log", log.base, log.configurations)
         if store.base.index:
             self._base(site, "its disk", store.base, store.configurations())
-        if core.progress:
+        if core.followers.progress:
             self._pinned(site)
         if site.acknowledged[0] > store.last_index:
             self._gone(site)
@@ -161,7 +162,7 @@ class Checks:
     def _pinned(self, site: Site) -> None:
         """A follower that is getting a snapshot will find the log after it: as long as it is heard of."""
         core = site.participant.core
-        for follower, progress in core.progress.items():
+        for follower, progress in core.followers.progress.items():
             snapshot = progress.snapshot
             if snapshot is None or progress.silent_ticks or not progress.active:
                 continue

@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-from mysqlraft.raft.core import Transition
 from mysqlraft.raft.messages import Heartbeat, HeartbeatResponse
+from mysqlraft.raft.roles import Transition
 from tests.simulation.checks import Violation
 from tests.simulation.schedule import TICK, Schedule, draw
 from tests.simulation.world import World

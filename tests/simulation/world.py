@@ -237,10 +237,12 @@ class Site:
         log = self.participant.core.log
         latest = self.snapshots.latest()
         if log.base.index < index and (latest is None or latest.last_index < index):
-            point = self.participant.core.snapshot_point(index)
+            point = self.participant.core.log.snapshot_point(index)
             latest = self.snapshots.save(*point, self.ledger.snapshot())
             self.participant.core.install(latest)
-            in_use = [each.snapshot for each in self.participant.core.progress.values() if each.snapshot is not None]
+            in_use = [
+                each.snapshot for each in self.participant.core.followers.progress.values() if each.snapshot is not None
+            ]
             self.snapshots.reap(in_use)
         if latest is not None:
             self.participant.compact(latest.last_index - trailing)
@@ -422,7 +424,8 @@ class World:
         a member, or believe what it says when it introduces itself. Those that exist last longer."""
         one, other = sender.participant.core, receiver.participant.core
         return not receiver.alive or (
-            one.knows(other.site, other.introduction) and other.knows(one.site, one.introduction)
+            one.members.knows(other.site, other.members.introduction)
+            and other.members.knows(one.site, one.members.introduction)
         )
 
     # ---- the schedule ---------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ PACED_CHUNKS_PER_SECOND = 10
 MIN_CHUNK_BYTES = 1024
 
 
-class Transfers:
+class SnapshotTransfers:
     """Snapshots to and from other sites, and this site's own."""
 
     def __init__(

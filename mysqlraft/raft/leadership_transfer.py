@@ -1,0 +1,77 @@
+"""Handing leadership over: to whom, and for how long it is tried. What is sent for it, core.py says."""
+
+from __future__ import annotations
+
+from mysqlraft.raft.configuration import NOBODY, ConfigurationError, Server
+from mysqlraft.raft.followers import Followers
+from mysqlraft.raft.members import Members
+from mysqlraft.raft.preference import Preference
+
+
+class LeadershipTransfer:
+    """One leader's, to one voter at a time. Bounded by an election timeout, after which it goes on leading
+    (hashicorp #487)."""
+
+    def __init__(self, site: int, members: Members, followers: Followers, election_ticks: int) -> None:
+        self._site = site
+        self._members = members
+        self._followers = followers
+        self._election_ticks = election_ticks
+        self.target = NOBODY
+        """Proposals are refused while it is somebody (hashicorp #696)."""
+        self._elapsed = 0
+        self._preference = Preference(0)
+
+    def clear(self) -> None:
+        self.target = NOBODY
+
+    def lead(self, stable_ticks: int) -> None:
+        """This site leads from now on, and gives way to who has been fit to for so long."""
+        self._preference = Preference(stable_ticks)
+
+    def begin(self, target: int) -> None:
+        self.target = target
+        self._elapsed = 0
+
+    def tick(self) -> int:
+        """Who did not take over in time, NOBODY if there is still time."""
+        self._elapsed += 1
+        if self._elapsed < self._election_ticks:
+            return NOBODY
+        late, self.target = self.target, NOBODY
+        self._preference.failed(late)
+        return late
+
+    def choose(self, target: int) -> int:
+        """`target`, or for NOBODY the voter that is most fit to lead. Raises ConfigurationError if there is no such
+        voter."""
+        others = self._other_voters()
+        if target == NOBODY and others:
+            return max(others, key=self._followers.fitness).site
+        chosen = next((server for server in others if server.site == target), None)
+        if chosen is None:
+            raise ConfigurationError(f"site {target} is not another voter: leadership cannot go there")
+        if chosen.witness:
+            raise ConfigurationError(f"site {target} is a witness: it leads only while no other voter can")
+        return target
+
+    def preferred(self) -> tuple[int, str] | None:
+        """A tick has passed: the voter to give way to, which should rather lead and has been fit to for long enough,
+        and why; None if there is none."""
+        configuration = self._members.configuration
+        if configuration is None or self._site not in configuration:
+            return None
+        servers, followers = configuration.servers, self._followers
+        own = servers[self._site].rank
+        better = [site for site in configuration.voters if servers[site].rank > own and followers.caught_up(site)]
+        chosen = max((servers[site] for site in better), key=followers.fitness, default=None)
+        if not self._preference.tick(chosen.site if chosen is not None else NOBODY) or chosen is None:
+            return None
+        why = "this is a witness" if not own[0] else f"which has priority {chosen.priority} (own: {own[1]})"
+        return chosen.site, why
+
+    def _other_voters(self) -> list[Server]:
+        configuration = self._members.configuration
+        if configuration is None:
+            return []
+        return [configuration.servers[site] for site in configuration.voters if site != self._site]
