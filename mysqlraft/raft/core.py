@@ -40,7 +40,7 @@ from mysqlraft.raft.entry import Entry, EntryKind, total_size
 from mysqlraft.raft.followers import Followers
 from mysqlraft.raft.leadership_transfer import LeadershipTransfer
 from mysqlraft.raft.limits import Limits
-from mysqlraft.raft.log import NO_LIMIT, RaftLog
+from mysqlraft.raft.log import RaftLog
 from mysqlraft.raft.members import Members
 from mysqlraft.raft.messages import (
     AppendRequest,
@@ -61,13 +61,14 @@ from mysqlraft.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
+from mysqlraft.raft.outbox import Outbox
 from mysqlraft.raft.progress import Progress, ProgressState
 from mysqlraft.raft.quorum import Vote, agreed, tally
 from mysqlraft.raft.reads import Reads
 from mysqlraft.raft.ready import ReadState, Ready
 from mysqlraft.raft.roles import NotLeader, Role, Transition
 from mysqlraft.raft.snapshot import Snapshot
-from mysqlraft.raft.store import HardState, Rebase, Store, Write
+from mysqlraft.raft.store import Store, Write
 
 _ANSWERS = (AppendResponse, HeartbeatResponse, SnapshotChunkRequest)
 """What a follower sends to its leader."""
@@ -124,30 +125,12 @@ class RaftCore:
         self._sliced: tuple[int, tuple[Entry, ...], int] = (0, (), 0)
         """Leader: what the last append of this round holds, as (its first index, entries, size): the next follower
         mostly gets the same."""
-        self._messages: list[Message] = []
-        self._promises: list[Message] = []
-        self._read_states: list[ReadState] = []
-        self._transitions: list[Transition] = []
-        self._hard_state_given = store.hard_state
-        """The hard state in the last Ready that had one."""
-        self._hard_state_durable = store.hard_state
-        self._commit_given = store.commit
-        self._commit_reported = self.log.commit
-        self._given = self.log.last_index
-        """Entries up to here are on disk or in an outstanding Ready."""
-        self._truncations = 0
-        self._number = 0
-        self._outstanding: list[Ready] = []
-        self._write_stalled = 0
-        """Ticks for which the oldest outstanding Ready has not been advanced."""
+        self._outbox = Outbox(self.log, store.hard_state, store.commit)
 
         self.snapshot: Snapshot | None = None
         """The latest that this site holds: what a leader has for followers whose next entry is gone."""
         self.offer: InstallSnapshot | None = None
         """Follower: the last snapshot that the leader told of and that this site needs."""
-        self._chunk_requests: list[SnapshotChunkRequest] = []
-        self._rebase: Rebase | None = None
-        """The log's new base, not yet in any Ready."""
         if snapshot is not None:
             if snapshot.base.term > self.term:
                 self.term, self.vote = snapshot.base.term, NOBODY  # the crash came before that was written
@@ -181,7 +164,7 @@ class RaftCore:
     @property
     def storage_stalled(self) -> bool:
         """A write has been outstanding for an election timeout."""
-        return self._write_stalled >= self.limits.election_ticks
+        return self._outbox.stalled_ticks >= self.limits.election_ticks
 
     @property
     def ticks_since_leader(self) -> int:
@@ -192,8 +175,7 @@ class RaftCore:
 
     def tick(self) -> None:
         """One unit of time has passed."""
-        if self._outstanding:
-            self._write_stalled += 1
+        self._outbox.tick()
         self._election_elapsed += 1
         if self.role is Role.LEADER:
             self._tick_leader()
@@ -316,7 +298,7 @@ class RaftCore:
         gone. The caller sees to it that something else, a snapshot or the FSM itself, holds what they did."""
         index = min([index, self.log.commit, self.log.stable, *self.followers.pins()])
         if index > self.log.base.index:
-            self._put(self.log.compact(index))
+            self._outbox.rebased(self.log.compact(index))
         return self.log.base.index
 
     def install(self, snapshot: Snapshot) -> bool:
@@ -330,13 +312,7 @@ class RaftCore:
         configuration = (snapshot.configuration_index, snapshot.configuration)
         if self.members.are_forced and snapshot.last_index <= self._store.recovered:
             configuration = self.log.configurations[-1]  # it is older than those
-        rebase = self.log.restore(snapshot.base, configuration)
-        self._put(rebase)
-        if rebase.keep:
-            self._given = max(self._given, snapshot.last_index)
-        else:
-            self._given = snapshot.last_index
-            self._truncated()
+        self._outbox.restored(self.log.restore(snapshot.base, configuration))
         self._verified = max(self._verified, snapshot.last_index)
         if self.members.outdated:
             self._adopt_configuration()
@@ -345,99 +321,31 @@ class RaftCore:
             self._acknowledge(offer, snapshot.last_index)
         return True
 
-    def _put(self, rebase: Rebase) -> None:
-        if self._rebase is not None and not self._rebase.keep:
-            rebase = rebase._replace(keep=False)  # what is on disk is still to go
-        self._rebase = rebase
-
     # ---- output ---------------------------------------------------------------------------------------------------
 
     def ready(self) -> Ready | None:
         """What is to be done since the last call; None if nothing is."""
         if self.role is Role.LEADER:
             self._send_due()
-        log = self.log
-        write = None
-        given = self._hard_state_given
-        changed = HardState(self.term, self.vote) if given.term != self.term or given.vote != self.vote else None
-        if changed is not None or self._given < log.last_index or self._rebase is not None:
-            entries = log.slice(self._given + 1, log.last_index, NO_LIMIT)
-            commit = min(log.commit, log.last_index)
-            write = Write(changed, entries, commit, rebase=self._rebase)
-            self._rebase = None
-            self._hard_state_given = changed or given
-            self._commit_given = commit
-            self._given = log.last_index
-        moved = self._commit_reported < log.commit
-        if not (
-            write
-            or moved
-            or self._messages
-            or self._promises
-            or self._read_states
-            or self._transitions
-            or self._chunk_requests
-        ):
-            return None
-        self._commit_reported = log.commit
-        self._number += 1
-        ready = Ready(
-            self._number,
-            self._messages,
-            self._promises,
-            write,
-            self._read_states,
-            self._transitions,
-            log.commit,
-            self._truncations,
-            self._chunk_requests,
-        )
-        if self._hard_state_given != self._hard_state_durable:
-            # Nothing may be said in a term that a crash could make us forget.
-            ready.promises = ready.messages + ready.promises
-            ready.messages = []
-        if ready.promises and write is None and not self._outstanding:
-            ready.messages += ready.promises
-            ready.promises = []
-        self._messages, self._promises, self._read_states, self._transitions = [], [], [], []
-        self._chunk_requests = []
-        if ready.write or ready.promises:
-            self._outstanding.append(ready)
-        return ready
+        return self._outbox.ready(self.term, self.vote)
 
     def advance(self, ready: Ready) -> None:
         """The write of `ready`, and of every Ready before it, is on disk. To be called before its promises leave: those
         that have become untrue meanwhile are taken out."""
         if not (ready.write or ready.promises):
             return
-        if not self._outstanding or self._outstanding[0] is not ready:
-            raise AssertionError(f"Ready {ready.number} advanced out of order")
-        self._outstanding.pop(0)
-        self._write_stalled = 0
-        if ready.truncations != self._truncations:
-            ready.promises = [message for message in ready.promises if not isinstance(message, AppendResponse)]
-        if ready.write is None:
+        self._outbox.advance(ready)
+        write = ready.write
+        if write is None:
             return
-        if ready.write.hard_state is not None:
-            self._hard_state_durable = ready.write.hard_state
-            if self.role is Role.CANDIDATE and ready.write.hard_state == (self.term, self.site):
-                self._count_vote(self.site, True)
-        if ready.write.entries or ready.write.rebase is not None:
-            if ready.truncations == self._truncations:
-                # Else what this write put there is being replaced by a later one, which will say so itself.
-                if ready.write.rebase is not None:
-                    self.log.stabilized(ready.write.rebase.base.index)
-                if ready.write.entries:
-                    self.log.stabilized(ready.write.entries[-1].index)
-            if self.role is Role.LEADER:
-                self._maybe_commit()
+        if self.role is Role.CANDIDATE and write.hard_state == (self.term, self.site):
+            self._count_vote(self.site, True)
+        if self.role is Role.LEADER and (write.entries or write.rebase is not None):
+            self._maybe_commit()
 
     def commit_to_record(self) -> Write | None:
-        """A commit index that no Write has carried yet: worth writing down, unsynced, when there is nothing to do."""
-        if self._commit_given == self.log.commit or self._outstanding or self.log.commit > self.log.stable:
-            return None
-        self._commit_given = self.log.commit
-        return Write(commit=self.log.commit)
+        """See Outbox.commit_to_record."""
+        return self._outbox.commit_to_record()
 
     # ---- time -----------------------------------------------------------------------------------------------------
 
@@ -485,7 +393,7 @@ class RaftCore:
             self._report(reason)
 
     def _report(self, what: str) -> None:
-        self._transitions.append(Transition(self.role, self.term, self.leader, what))
+        self._outbox.transitions.append(Transition(self.role, self.term, self.leader, what))
 
     def _become_follower(self, term: int, leader: int, reason: str) -> None:
         if term > self.term:
@@ -589,17 +497,10 @@ class RaftCore:
         previous_last = self.log.last_index
         new = self.log.merge(m.previous_index, m.entries)
         if new:
-            self._given = min(self._given, new[0].index - 1)
             if new[0].index <= previous_last:
-                self._truncated()
+                self._outbox.truncated(new[0].index - 1)
             if self.members.outdated:
                 self._adopt_configuration()
-
-    def _truncated(self) -> None:
-        """Entries are gone. They may have been acknowledged to the leader before, in a message that has not left, as
-        they were not on disk; now they will not get there, and so it never leaves. See `advance`, too."""
-        self._truncations += 1
-        self._promises = [message for message in self._promises if not isinstance(message, AppendResponse)]
 
     def _on_install_snapshot(self, m: InstallSnapshot) -> None:
         self._follow(m.sender)
@@ -722,7 +623,7 @@ class RaftCore:
                 self._send_append(site, progress)
             if progress.announced_commit < commit and progress.state is ProgressState.REPLICATE:
                 progress.announced_commit = commit
-                self._messages.append(CommitNotice(site, self.site, self.term, commit))
+                self._outbox.messages.append(CommitNotice(site, self.site, self.term, commit))
         if self._heartbeat_due:
             self._heartbeat_due = False
             self._reads.round += 1
@@ -730,7 +631,7 @@ class RaftCore:
                 if progress.spare_heartbeat() and not self._reads.confirming:
                     continue
                 beat = Heartbeat(site, self.site, self.term, progress.session, self.log.commit, self._reads.round)
-                self._messages.append(beat)
+                self._outbox.messages.append(beat)
             self._confirm_reads()
 
     def _send_append(self, site: int, progress: Progress) -> None:
@@ -751,7 +652,7 @@ class RaftCore:
         request = AppendRequest(
             site, self.site, self.term, progress.session, previous, previous_term, self.log.commit, entries
         )
-        self._messages.append(request)
+        self._outbox.messages.append(request)
         progress.announced_commit = self.log.commit
         progress.sent(previous + len(entries), size)
 
@@ -779,7 +680,7 @@ class RaftCore:
         if (m.last_index, m.snapshot_checksum) != (progress.snapshot.last_index, progress.snapshot.checksum):
             return
         progress.chunk_requested(m.offset)
-        self._chunk_requests.append(m)
+        self._outbox.chunk_requests.append(m)
 
     # ---- leadership transfer --------------------------------------------------------------------------------------
 
@@ -807,7 +708,7 @@ class RaftCore:
             return
         for read in self._reads.confirmed(self.members.voters):
             if read.asker == self.site:
-                self._read_states.append(ReadState(read.context, read.index))
+                self._outbox.read_states.append(ReadState(read.context, read.index))
             else:
                 self._send(ReadIndexResponse(read.asker, self.site, self.term, read.context, read.index))
 
@@ -817,7 +718,7 @@ class RaftCore:
 
     def _on_read_index_response(self, m: ReadIndexResponse) -> None:
         if m.sender == self.leader and self._reads.asked(m.attempt):
-            self._read_states.append(ReadState(self._reads.settle(m.attempt), m.index))
+            self._outbox.read_states.append(ReadState(self._reads.settle(m.attempt), m.index))
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -826,10 +727,10 @@ class RaftCore:
         self._send(message)
 
     def _send(self, message: Message) -> None:
-        self._messages.append(message)
+        self._outbox.messages.append(message)
 
     def _promise(self, message: Message) -> None:
-        self._promises.append(message)
+        self._outbox.promises.append(message)
 
 
 _HANDLERS = cast(

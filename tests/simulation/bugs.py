@@ -22,6 +22,7 @@ from mysqlraft.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
+from mysqlraft.raft.outbox import Outbox
 from mysqlraft.raft.quorum import agreed
 from mysqlraft.raft.reads import Reads
 from mysqlraft.raft.sessions import SessionTable
@@ -90,8 +91,8 @@ def messages_are_not_withheld(patch: Any) -> None:
         if made is not None:
             made.messages += made.promises
             made.promises.clear()
-            if made.write is None and made in self._outstanding:
-                self._outstanding.remove(made)
+            if made.write is None and made in self._outbox._outstanding:
+                self._outbox._outstanding.remove(made)
         return made
 
     patch(RaftCore, "ready", hasty)
@@ -360,9 +361,9 @@ def a_snapshot_goes_back_behind_commit(patch: Any) -> None:
         self.snapshot = snapshot
         if self.role is Role.LEADER or snapshot.last_index <= self.log.base.index:
             return False
-        self._put(self.log.restore(snapshot.base, (snapshot.configuration_index, snapshot.configuration)))
-        self._given = snapshot.last_index
-        self._truncations += 1
+        self._outbox.rebased(self.log.restore(snapshot.base, (snapshot.configuration_index, snapshot.configuration)))
+        self._outbox._given = snapshot.last_index
+        self._outbox._truncations += 1
         return True
 
     from mysqlraft.raft.snapshot import SnapshotReceiver
@@ -495,7 +496,8 @@ def a_leader_is_refused_by_whom_only_an_uncommitted_change_has_removed_it(patch:
 def what_was_replaced_is_still_acknowledged(patch: Any) -> None:
     advance = RaftCore.advance
 
-    def truncated(self: RaftCore) -> None:
+    def truncated(self: Outbox, last: int) -> None:
+        self._given = min(self._given, last)
         self._truncations += 1
 
     def talkative(self: RaftCore, ready: Ready) -> None:
@@ -503,7 +505,7 @@ def what_was_replaced_is_still_acknowledged(patch: Any) -> None:
         advance(self, ready)
         ready.promises = promises
 
-    patch(RaftCore, "_truncated", truncated)
+    patch(Outbox, "truncated", truncated)
     patch(RaftCore, "advance", talkative)
 
 
@@ -512,7 +514,7 @@ def the_end_of_a_write_proves_what_has_replaced_it(patch: Any) -> None:
     advance = RaftCore.advance
 
     def credulous(self: RaftCore, ready: Ready) -> None:
-        ready.truncations = self._truncations
+        ready.truncations = self._outbox._truncations
         advance(self, ready)
 
     patch(RaftCore, "advance", credulous)
@@ -528,7 +530,7 @@ def a_follower_reads_at_its_own_commit(patch: Any) -> None:
         if self.role is Role.LEADER:
             read_index(self, context)
         else:
-            self._read_states.append(ReadState(context, self.log.commit))
+            self._outbox.read_states.append(ReadState(context, self.log.commit))
 
     patch(RaftCore, "read_index", read)
 
@@ -619,7 +621,7 @@ def a_new_term_is_not_recorded(patch: Any) -> None:
         made = ready(self)
         state = made.write.hard_state if made is not None and made.write is not None else None
         if made is not None and made.write is not None and state is not None and state.vote == NOBODY:
-            self._hard_state_durable = state
+            self._outbox._hard_state_durable = state
             made.write = made.write._replace(hard_state=None)
         return made
 
