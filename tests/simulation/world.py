@@ -557,10 +557,11 @@ class World:
             leader.input_taken()
 
     def _replace(self, site: Site) -> None:
-        """By one with empty disks, if it is no member any more and no site takes it for a voter still: that one could
-        be elected by it, which has forgotten what it had acknowledged. So ids are not to be used again before."""
+        """By one with empty disks, if it is no member any more and no site takes it for one still: that one could be
+        elected by it, which has forgotten what it had acknowledged, or promote it before it hears of the loss. So ids
+        are not to be used again before."""
         latest = [each.store.configurations()[-1:] for each in self.sites.values() if each is not site]
-        counted = any(site.id in configuration.voters for each in latest for _, configuration in each)
+        counted = any(site.id in configuration for each in latest for _, configuration in each)
         if not (counted or self.checks.is_member(site.id)):
             site.crash(0)
             site.store, site.snapshots = MemoryStore(), MemorySnapshotStore()
