@@ -153,8 +153,3 @@ def pick(columns: Sequence[Column], wanted: Sequence[Column], image: Image) -> l
         return [by_index[column.index] for column in wanted]
     except KeyError as missing:
         raise RowsError(f"column {missing.args[0] + 1} is not in the image: binlog_row_image must be FULL") from None
-
-
-def key_image(table: TableMap, columns: Sequence[Column], image: Image) -> Image:
-    """The primary-key-only image of a row; its columns are `primary_key(table)`."""
-    return image_of(pick(columns, primary_key(table), image))

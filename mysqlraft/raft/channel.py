@@ -32,7 +32,7 @@ PING_SECONDS = {Channel.CONTROL: 2.0, Channel.BULK: 5.0, Channel.SNAPSHOT: 10.0}
 SILENCE_SECONDS = {Channel.CONTROL: 5.0, Channel.BULK: 30.0, Channel.SNAPSHOT: 30.0}
 """A connection without any answer for this long is dead, whatever TCP thinks. (After a cut, TCP itself may wait for
 minutes before it tries again.) On the others pings queue behind the data, which on a slow line may take longer than
-that: there, data that the peer's system takes is an answer, too."""
+that: there, as long as any is under way, data that the peer's system takes is an answer, too."""
 BUFFER_BYTES = {Channel.CONTROL: 1024 * 1024, Channel.BULK: 96 * 1024 * 1024, Channel.SNAPSHOT: 32 * 1024 * 1024}
 """More than this unsent, and the connection is given up. Raft's windows keep the bulk below it, even when each of
 them is overshot by one entry of the greatest size (forward.MAX_PAYLOAD_BYTES)."""

@@ -140,12 +140,6 @@ class Entry(_Fields):
         return f"<{self.index}@{self.term} {self.kind.name}{who} {self.size - HEADER_SIZE}B>"
 
 
-def record_term(record: bytes) -> int:
-    """The term in a record, without verifying the rest of it."""
-    term: int = HEADER.unpack_from(record)[4]
-    return term
-
-
 def total_size(entries: Iterable[Entry]) -> int:
     """Bytes of all records together."""
     return sum([len(entry.record) for entry in entries])

@@ -61,6 +61,17 @@ class Followers:
             if progress.state is ProgressState.SNAPSHOT and progress.silent_ticks >= self._limits.watchdog_ticks:
                 progress.give_up()
 
+    def overdue(self) -> list[int]:
+        """Who has appends on the way, and has acknowledged nothing for half of the watchdog's time."""
+        patience = self._limits.watchdog_ticks // 2
+        return [site for site, each in self.progress.items() if each.inflights.bytes and each.silent_ticks >= patience]
+
+    def delayed(self, site: int) -> None:
+        """What is on the way to it is late, but not lost: data is still getting there."""
+        progress = self.progress.get(site)
+        if progress is not None:
+            progress.silent_ticks = 0
+
     def check_quorum(self, voters: Sequence[int]) -> bool:
         """Whether a majority was heard from in the election timeout that ends now. If so, the next one begins."""
         heard = {site: progress.active for site, progress in self.progress.items()}

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.05, 2.0)
 """Wait before dialling again: at first, doubling, at most; each drawn between half of it and all of it."""
-_BYTES_ACKED = (120, "=Q")
-"""Where tcp_info has tcpi_bytes_acked: linux/tcp.h, since Linux 4.1."""
+_TCP_INFO = "=24x I 92x Q 16x I"
+"""Of tcp_info in linux/tcp.h (Linux 4.6 and later): tcpi_unacked, tcpi_bytes_acked, tcpi_notsent_bytes."""
 
 
 class _Outgoing(Frames):
@@ -38,6 +38,9 @@ class _Outgoing(Frames):
         self.rtt = 0.0
         self._ping = 0
         self._ping_at = 0.0
+        self._acknowledged = 0
+        """Bytes that the peer's system has taken, as far as was seen; and when more of them were seen last."""
+        self._acknowledged_at = 0.0
 
     @property
     def accepted(self) -> bool:
@@ -51,14 +54,23 @@ class _Outgoing(Frames):
         if not self.lost.done():
             self.lost.set_result(None)
 
-    @property
-    def bytes_acked(self) -> int:
-        """How much of what was sent the peer's system has."""
+    def delivers(self, seconds: float) -> bool:
+        """Whether data is still on its way to the peer's system, and some has got there in the last `seconds`, or
+        since this was asked before. False if it is not known."""
+        connected = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if connected is None:
+            return False  # it is lost; with TLS, `connection_lost` comes a moment later
+        try:
+            info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, struct.calcsize(_TCP_INFO))
+            unacknowledged, acknowledged, unsent = struct.unpack(_TCP_INFO, info)
+        except (OSError, struct.error):
+            return False
         assert self.transport is not None
-        offset, form = _BYTES_ACKED
-        connected = self.transport.get_extra_info("socket")
-        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + struct.calcsize(form))
-        return int(struct.unpack_from(form, info, offset)[0])
+        now = time.monotonic()
+        if acknowledged > self._acknowledged:
+            self._acknowledged, self._acknowledged_at = acknowledged, now
+        under_way = self.transport.get_write_buffer_size() or unsent or unacknowledged
+        return bool(under_way) and now - self._acknowledged_at < seconds
 
     def ping(self) -> None:
         self._ping += 1
@@ -89,19 +101,22 @@ class Link:
         handshake: Handshake,
         random: Random,
         changed: Callable[[Link], None],
+        failed: Callable[[Exception], None],
     ) -> None:
-        """`changed` is called when the connection was made, or lost."""
+        """`changed` is called when the connection was made, or lost; `failed` with what nobody has thought of."""
         self.site = site
         self.address = address
         self.channel = channel
         self._handshake = handshake
         self._random = random
         self._changed = changed
+        self._failed = failed
         self.connection: _Outgoing | None = None
         """The one that may be used, if there is one."""
         self.problem: str | None = "not connected yet"
         """Why there is none."""
         self.task = asyncio.get_running_loop().create_task(self._own(), name=f"link-{site}-{channel.name.lower()}")
+        self.task.add_done_callback(self._ended)
 
     def send_bodies(self, bodies: list[bytes]) -> None:
         connection = self.connection
@@ -111,6 +126,15 @@ class Link:
         if connection.transport.get_write_buffer_size() > BUFFER_BYTES[self.channel]:
             self._report("send queue over its bound")
             connection.abort()
+
+    @property
+    def delivers(self) -> bool:
+        """Whether data is getting to the peer, though perhaps slowly. Of control that is never said: there, silence is
+        what counts."""
+        connection = self.connection
+        if connection is None or self.channel is Channel.CONTROL:
+            return False
+        return connection.delivers(PING_SECONDS[self.channel])
 
     async def _own(self) -> None:
         shortest, longest = BACKOFF_SECONDS
@@ -133,6 +157,11 @@ class Link:
                 self._report(problem)
             await asyncio.sleep(wait * self._random.uniform(0.5, 1.0))
             wait = min(2 * wait, longest)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody dials any more: as it was cancelled, or this must not go unnoticed."""
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._failed(error)
 
     async def _dial(self) -> tuple[_Outgoing | None, str]:
         """A connection past the handshake, or what went wrong."""
@@ -165,14 +194,12 @@ class Link:
 
     async def _watch(self, connection: _Outgoing) -> str:
         """Until the connection is lost: why it was."""
-        acked = 0
         while True:
             connection.ping()
             await asyncio.wait([connection.lost], timeout=PING_SECONDS[self.channel])
             if connection.lost.done():
                 return "the connection was lost"
-            if self.channel is not Channel.CONTROL and (now_acked := connection.bytes_acked) > acked:
-                acked = now_acked
+            if self.delivers:
                 connection.heard_at = time.monotonic()
             if time.monotonic() - connection.heard_at > SILENCE_SECONDS[self.channel]:
                 return f"nothing heard for {SILENCE_SECONDS[self.channel]:.0f} s"

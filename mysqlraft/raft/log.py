@@ -78,10 +78,6 @@ class RaftLog:
         """The running checksum of the whole log."""
         return self._last_chain
 
-    @property
-    def cached_bytes(self) -> int:
-        return self._bytes
-
     def entry(self, index: int) -> Entry:
         """Invariant of the caller: first_index <= index <= last_index."""
         if index >= self._cached_from:

@@ -93,6 +93,7 @@ class Node:
             random=Random(random.getrandbits(64)),
             tls=tls,
         )
+        self.transport.on_failure = self._fail
         self._counters = Counters()
         self.calls = Calls(self.transport.call, random.getrandbits(62))
         self.transport.on_call = self.calls.received
@@ -435,6 +436,9 @@ class Node:
         self._next_tick = max(self._next_tick + self._tick_seconds, loop.time())
         self._ticker = loop.call_at(self._next_tick, self._tick)
         try:
+            for site in self._core.followers.overdue():
+                if self.transport.delivers(site):
+                    self._core.followers.delayed(site)
             self._participant.tick()
         except Exception as error:
             self._fail(error)

@@ -215,7 +215,9 @@ class Progress:
             return True
         if index != self.next_index - 1:
             return False
-        # Up to `match` logs agree, and both sides know better than to say less: unless the follower has lost its disk.
+        # Up to `match` the logs agree, and both sides' hints never say less: unless the follower has lost its disk. (Or
+        # this is a very old refusal. Connections keep the order, so it would have to be one that the network repeats.
+        # What is there is then found again.)
         self.match = min(self.match, agree)
         self.next_index = min(index, agree + 1)
         self.probe_sent = False

@@ -33,6 +33,10 @@ MAX_STATUS_BYTES = 256 * 1024
 GOSSIP_SECONDS = 1.0
 
 
+def _unexpected(error: Exception) -> None:
+    raise error
+
+
 class Transport:
     """This site's connections."""
 
@@ -50,6 +54,8 @@ class Transport:
         self.on_message = on_message
         self.on_call: Callable[[int, bool, int, bytes], None] = lambda site, asks, number, body: None
         """A CALL or an ANSWER has arrived. May be set later."""
+        self.on_failure: Callable[[Exception], None] = _unexpected
+        """A connection's owner has met what nobody has thought of, and has ended. May be set later."""
         self.handshake = Handshake(site, cluster, random.getrandbits(63), acquaintances, tls)
         self.listener = Listener(self.handshake, self)
         self._on_reset = on_reset
@@ -83,7 +89,9 @@ class Transport:
         for site, address in addresses.items():
             if site != self.handshake.site and site not in self._links:
                 self._links[site] = {
-                    channel: Link(site, address, channel, self.handshake, self._random, self._link_changed)
+                    channel: Link(
+                        site, address, channel, self.handshake, self._random, self._link_changed, self.on_failure
+                    )
                     for channel in Channel
                 }
 
@@ -134,6 +142,11 @@ class Transport:
     def connected(self, site: int) -> bool:
         links = self._links.get(site)
         return links is not None and all(link.connection is not None for link in links.values())
+
+    def delivers(self, site: int) -> bool:
+        """Whether log entries are on their way to `site`, and are getting there, though perhaps slowly."""
+        links = self._links.get(site)
+        return links is not None and links[Channel.BULK].delivers
 
     def round_trip(self, site: int) -> float | None:
         """Seconds that the last ping took."""

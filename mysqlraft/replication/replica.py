@@ -284,7 +284,7 @@ class Replica:
         logger.info("session opened session=%d", session)
 
     def _on_step(self, entry: LogEntry, step: Step, state: ReplicationState) -> None:
-        """Apply has looked at an entry; it may look at one again after an error."""
+        """Apply has looked at an entry."""
         self._checks = state.checks
         payload = step.payload
         if step.kind is StepKind.DDL and entry.origin != self._site and self._guard is not None:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import create_autospec
 
 import msgpack
 import pytest
@@ -23,7 +24,9 @@ from mysqlraft.raft.configuration import ConfigurationError
 from mysqlraft.raft.entry import Entry, EntryKind
 from mysqlraft.raft.frames import HELLO, PING, PONG
 from mysqlraft.raft.handshake import MAGIC
-from mysqlraft.raft.messages import AppendRequest, Heartbeat, Message
+from mysqlraft.raft.link import Link, _Outgoing
+from mysqlraft.raft.messages import AppendRequest, AppendResponse, Heartbeat, Message
+from mysqlraft.raft.progress import ProgressState
 from mysqlraft.raft.store import Write
 from mysqlraft.raft.transport import Transport
 from mysqlraft.raft.wire import LENGTH, PROTOCOL_VERSION
@@ -272,6 +275,30 @@ def test_an_exception_nobody_thought_of_is_fatal(caplog: pytest.LogCaptureFixtur
     assert "raft stopped" in caplog.text
 
 
+def test_a_link_that_ends_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its site would get nothing any more, and nobody would know."""
+
+    async def broken(link: Link, connection: object) -> str:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Link, "_watch", broken)
+
+    async def work() -> None:
+        configuration = members(2)
+        nodes = []
+        for site in (1, 2):
+            store = MemoryStore()
+            bootstrap(store, configuration)
+            nodes.append(Node(site, "test", store, configuration.servers[site].address, tick_seconds=TICK))
+            await nodes[-1].start()
+        for node in nodes:
+            with pytest.raises(KeyError):
+                await node.failed
+            await node.stop()
+
+    run(work())
+
+
 class HangingStore(MemoryStore):
     """A disk that does not come back from a write, until it is let go."""
 
@@ -418,47 +445,115 @@ def test_a_dead_control_connection_takes_the_bulk_connection_with_it() -> None:
     with_transports(work)
 
 
-def test_a_slow_line_is_not_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+class SlowPeer:
+    """Takes connections, and answers no ping on the bulk connection, which it reads slowly at first."""
+
+    def __init__(self) -> None:
+        self.pause = 0.1
+        """Seconds after 64 KiB each."""
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.over = False
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        channel = (await self._frame(reader))[6]
+        writer.write(framed(HELLO))
+        with suppress(ConnectionError, EOFError):
+            while channel != Channel.BULK:
+                kind, number = await self._frame(reader)
+                if kind == PING:
+                    writer.write(framed(PONG, number))
+            while not self.over:
+                await self.reads.wait()
+                if not await reader.read(64 * 1024):
+                    break
+                await asyncio.sleep(self.pause)
+        writer.transport.abort()
+
+    async def _frame(self, reader: asyncio.StreamReader) -> list[Any]:
+        fields: list[Any] = msgpack.unpackb(await reader.readexactly(*LENGTH.unpack(await reader.readexactly(4))))
+        return fields
+
+
+@pytest.mark.parametrize("then", ["it takes nothing more", "it has all and answers nothing"])
+def test_a_slow_line_is_not_a_dead_one(then: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long entry may take longer than a ping is waited for, which queues behind it."""
-    silence = 2.0
+    silence = 1.5
     monkeypatch.setitem(PING_SECONDS, Channel.BULK, 0.1)
     monkeypatch.setitem(SILENCE_SECONDS, Channel.BULK, silence)
     slow = socket.create_server(("127.0.0.1", 0))
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
-    reading = True
-
-    async def frame(reader: asyncio.StreamReader) -> list[Any]:
-        fields: list[Any] = msgpack.unpackb(await reader.readexactly(*LENGTH.unpack(await reader.readexactly(4))))
-        return fields
-
-    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = (await frame(reader))[6]
-        writer.write(framed(HELLO))
-        with suppress(ConnectionError, EOFError):
-            while channel != Channel.BULK:
-                kind, number = await frame(reader)
-                if kind == PING:
-                    writer.write(framed(PONG, number))
-            while True:
-                if reading:
-                    await reader.readexactly(64 * 1024)
-                await asyncio.sleep(0.1)
-        writer.close()
 
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
-        nonlocal reading
-        async with await asyncio.start_server(peer, sock=slow, limit=64 * 1024):
+        peer = SlowPeer()
+        async with await asyncio.start_server(peer.serve, sock=slow, limit=64 * 1024):
             first.set_peers({2: f"127.0.0.1:{slow.getsockname()[1]}"})
             await until(lambda: first.connected(2))
+            await until(lambda: not first.delivers(2))
             entry = Entry(1, 1, EntryKind.DATA, payload=bytes(32 * 1024 * 1024))
             first.send([AppendRequest(2, 1, 1, 0, 0, 0, 0, (entry,))])
+            await until(lambda: first.delivers(2))
             begun, resets = time.monotonic(), len(ends.resets)
-            await until(lambda: time.monotonic() > begun + 3 * silence or len(ends.resets) > resets)
+            await until(lambda: time.monotonic() > begun + 2 * silence or len(ends.resets) > resets)
             assert len(ends.resets) == resets
-            reading = False
+            if then == "it takes nothing more":
+                peer.reads.clear()
+            peer.pause = 0
+            await until(lambda: not first.delivers(2))
             await until(lambda: len(ends.resets) > resets)
+            first.set_peers({})
+            peer.over = True
+            peer.reads.set()
 
     with_transports(work)
+
+
+def test_a_connection_that_has_just_been_lost_delivers_nothing() -> None:
+    """With TLS, its socket is gone a moment before anybody is told."""
+
+    async def work() -> None:
+        connection = _Outgoing()
+        transport = create_autospec(asyncio.Transport, instance=True)
+        transport.get_extra_info.return_value = None
+        connection.connection_made(transport)
+        assert not connection.delivers(1.0)
+
+    run(work())
+
+
+def test_a_line_that_delivers_is_given_time(tmp_path: Path) -> None:
+    """Acknowledgements of site 3 are missing, for longer than the watchdog waits."""
+
+    async def work() -> None:
+        cluster = Cluster(members(3), tmp_path)
+        for site in (1, 2, 3):
+            await cluster.start(site)
+        leader = await cluster.leader()
+        late = next(node for node in cluster.nodes.values() if node is not leader)
+        send = late.transport.send
+        late.transport.send = lambda messages: send(  # type: ignore[method-assign]
+            [each for each in messages if not isinstance(each, AppendResponse)]
+        )
+        progress = leader._core.followers.progress[late.site]
+        await until(lambda: progress.state is ProgressState.REPLICATE)
+        asked: list[int] = []
+        slow = True
+
+        def delivers(site: int) -> bool:
+            asked.append(site)
+            return slow
+
+        leader.transport.delivers = delivers  # type: ignore[method-assign]
+        leader.propose(1, 1, b"x")
+        await until(lambda: len(asked) >= 4)
+        assert set(asked) == {late.site}
+        assert progress.state is ProgressState.REPLICATE
+        slow = False
+        await until(lambda: progress.state is ProgressState.PROBE)
+        for site in (1, 2, 3):
+            await cluster.stop(site)
+
+    run(work())
 
 
 @pytest.mark.parametrize(

@@ -541,6 +541,22 @@ def test_a_watchdog_resets_a_stalled_pipeline() -> None:
     assert leader.followers.progress[2].state is ProgressState.REPLICATE
 
 
+def test_the_watchdog_waits_for_a_line_that_delivers() -> None:
+    """What is only late must not be sent again: the copies would queue up behind it."""
+    cluster = Cluster(THREE)
+    leader = cluster.elect(1)
+    cluster.drop = lambda message: isinstance(message, AppendResponse) and message.sender == 2
+    cluster.propose(1, b"x" * 100_000)
+    for _ in range(3 * LIMITS.watchdog_ticks):
+        cluster.tick()
+        for site in leader.followers.overdue():
+            leader.followers.delayed(site)
+    progress = leader.followers.progress[2]
+    assert progress.inflights.bytes > 100_000
+    cluster.tick(LIMITS.watchdog_ticks + 5)
+    assert not progress.inflights.bytes
+
+
 def test_a_broken_connection_resets_the_pipeline_at_once() -> None:
     cluster = Cluster(THREE)
     leader = cluster.elect(1)
