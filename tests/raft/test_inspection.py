@@ -71,13 +71,13 @@ def test_a_log_that_is_being_written_and_compacted_is_read_whole(store: LevelDBS
         chain = ENTRIES[-1].chain
         while not stop.is_set():
             batch = []
-            for index in range(written + 1, written + 41):
+            for index in range(written + 1, written + 11):
                 entry = Entry(index, 3, ENTRIES[1].kind, payload=bytes(30_000), previous_chain=chain)
                 chain = entry.chain
                 batch.append(entry)
             store.write([Write(entries=batch)])
-            written += 40
-            stop.wait(0.01)
+            written += 10
+            stop.wait(0.02)  # a copy is given up when the files change while it is made, fifty times in a row
 
     writer = threading.Thread(target=write)
     writer.start()
