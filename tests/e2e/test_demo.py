@@ -31,7 +31,13 @@ def command(*arguments: str) -> list[str]:
 def demo(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The demo in a process of its own, ended whatever happens."""
     process = subprocess.Popen(
-        command(*arguments), env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*arguments),
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell has what it runs in the background ignore Ctrl-C, and so these tests, and so the demo.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         yield process
@@ -132,9 +138,9 @@ def connect(mysql: dict[str, Any]) -> pymysql.Connection[pymysql.cursors.Cursor]
 def wait_for_row(mysql: dict[str, Any]) -> None:
     deadline = time.monotonic() + 30
     while True:
-        # The schema itself has to arrive first.
+        # The schema (1049, operational) and the table (1146) have to arrive first.
         with (
-            contextlib.suppress(pymysql.err.ProgrammingError),
+            contextlib.suppress(pymysql.err.ProgrammingError, pymysql.err.OperationalError),
             connect(mysql) as connection,
             connection.cursor() as cursor,
         ):
