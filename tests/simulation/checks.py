@@ -166,6 +166,8 @@ class Checks:
             snapshot = progress.snapshot
             if snapshot is None or progress.silent_ticks or not progress.active:
                 continue
+            if not progress.catching_up and progress.match >= snapshot.last_index:
+                continue  # it has that one, and nothing is kept: it says so late, after a silence
             if core.log.base.index > snapshot.last_index:
                 raise Violation(
                     "pins", f"site {site.id} has compacted to {core.log.base} while {follower} gets {snapshot}"
