@@ -192,7 +192,7 @@ class Progress:
 
     def accepted(self, index: int) -> bool:
         """An append up to `index` was acknowledged. True if that is news."""
-        self.silent_ticks = 0
+        self.silent_ticks = self.offered_at = 0
         news = index > self.match
         if news:
             self.match = index

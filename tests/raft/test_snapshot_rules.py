@@ -345,6 +345,26 @@ def test_a_snapshot_is_offered_again_when_nothing_is_asked_for() -> None:
     assert cluster.sites[3].core.offer is not None
 
 
+def test_who_acknowledges_a_snapshot_late_is_offered_another_as_soon_as_anybody() -> None:
+    """The silence before it, in which the log after that snapshot was given up, is not waited for once more."""
+    cluster, leader = compacted_leader()
+    reachable(cluster, 3)
+    progress = leader.followers.progress[3]
+    progress.silent_ticks = progress.offered_at = LIMITS.watchdog_ticks
+    progress.give_up()
+    cluster.propose(1, b"more")
+    leader.install(Snapshot(*leader.log.snapshot_point(leader.commit_index), 0, 0))
+    cluster.sites[1].run()
+    leader.compact(leader.commit_index)
+    assert progress.snapshot is not None
+    late = progress.snapshot.last_index
+    cluster.sites[1].step(AppendResponse(1, 3, leader.term, progress.session, late, False, 0, 0))
+    assert (progress.match, progress.state) == (late, ProgressState.SNAPSHOT)
+    cluster.tick(LIMITS.election_ticks + LIMITS.heartbeat_ticks + 1)
+    assert progress.snapshot == leader.snapshot
+    assert progress.snapshot.last_index > late
+
+
 def test_a_broken_connection_makes_the_leader_offer_again_at_once() -> None:
     cluster, leader = compacted_leader()
     reachable(cluster, 3)
