@@ -27,6 +27,7 @@ from mysqlraft.admin.status import Row, State, cluster_status, file_difference, 
 from mysqlraft.config import Config, ConfigError
 from mysqlraft.divergence import Check, Watch
 from mysqlraft.keys import Reload
+from mysqlraft.raft.beat import to_beat
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.configuration import Configuration, ConfigurationError, Server
 from mysqlraft.raft.leveldb_store import LevelDBStore
@@ -330,7 +331,7 @@ class Daemon:
             lag = row["lag"]["entries"]
             reason = f": {row['reason']}" if row["reason"] else f", {lag} entries behind" if lag else ""
             systemd.notify(f"STATUS={row['role']} in term {row['term']}, replication {row['state']}{reason}")
-            await asyncio.sleep(PUBLISH_SECONDS)
+            await asyncio.sleep(to_beat(PUBLISH_SECONDS))
 
     async def _compact(self) -> None:
         """Lets go of the log's beginning, if that is wanted, as far as no member needs it."""

@@ -149,6 +149,7 @@ class Link:
         self._outstanding: deque[tuple[int, int, int]] = deque()  # (session, sequence, bytes), in order
         self._outstanding_bytes = 0
         self._session: int | None = None
+        self._reported: dict[str, Any] | None = None
         self.window_bytes = 16 << 20
         self.stopping = threading.Event()
 
@@ -200,8 +201,10 @@ class Link:
         return self._outstanding_bytes
 
     def report(self, status: dict[str, Any]) -> None:
-        """Tells consensus how the replica is."""
-        self._say(Say.STATUS, status)
+        """Tells consensus how the replica is, unless that is what it was told last."""
+        if status != self._reported:
+            self._reported = status
+            self._say(Say.STATUS, status)
 
     def _say(self, *message: Any) -> None:
         data = msgpack.packb(message)

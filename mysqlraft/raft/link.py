@@ -11,6 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from mysqlraft.raft.beat import to_beat
 from mysqlraft.raft.channel import BUFFER_BYTES, PING_SECONDS, SILENCE_SECONDS, Channel
 from mysqlraft.raft.frames import HELLO, PING, PONG, Frames
 from mysqlraft.raft.handshake import HANDSHAKE_SECONDS, Handshake
@@ -196,7 +197,7 @@ class Link:
         """Until the connection is lost: why it was."""
         while True:
             connection.ping()
-            await asyncio.wait([connection.lost], timeout=PING_SECONDS[self.channel])
+            await asyncio.wait([connection.lost], timeout=to_beat(PING_SECONDS[self.channel]))
             if connection.lost.done():
                 return "the connection was lost"
             if self.delivers:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from mysqlraft.raft.beat import to_beat
 from mysqlraft.raft.calls import Calls
 from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.counters import Counters
@@ -133,7 +134,7 @@ class Node:
         await self.transport.start(self._listen)
         self._writer = Writer(loop)
         self._peers.refresh()
-        self._next_tick = loop.time() + self._tick_seconds
+        self._next_tick = loop.time() + to_beat(self._tick_seconds)
         self._ticker = loop.call_at(self._next_tick, self._tick)
         self._sweeper.start()  # what a compaction before the last end has left
         self._schedule_pump()
@@ -432,8 +433,10 @@ class Node:
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        # After a stall (a suspended machine, a long pause) time is not caught up: that would start elections.
-        self._next_tick = max(self._next_tick + self._tick_seconds, loop.time())
+        self._next_tick += self._tick_seconds
+        if self._next_tick < loop.time():
+            # After a stall (a suspended machine, a long pause) time is not caught up: that would start elections.
+            self._next_tick = loop.time() + to_beat(self._tick_seconds)
         self._ticker = loop.call_at(self._next_tick, self._tick)
         try:
             for site in self._core.followers.overdue():

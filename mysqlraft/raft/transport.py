@@ -21,6 +21,7 @@ from random import Random
 import msgpack
 
 from mysqlraft.raft import wire
+from mysqlraft.raft.beat import to_beat
 from mysqlraft.raft.channel import OF_MESSAGE, Channel
 from mysqlraft.raft.frames import ANSWER, CALL, GOSSIP
 from mysqlraft.raft.handshake import Acquaintances, Handshake
@@ -182,7 +183,7 @@ class Transport:
     async def _keep_house(self) -> None:
         """Gossip, and close incoming connections whose other end has vanished."""
         while True:
-            await asyncio.sleep(GOSSIP_SECONDS)
+            await asyncio.sleep(to_beat(GOSSIP_SECONDS))
             if self._status:
                 body = msgpack.packb((GOSSIP, self._status))
                 for links in self._links.values():

@@ -216,6 +216,14 @@ def test_frames_of_any_size_and_cut_anywhere(size: int) -> None:
         assert heard == [[Say.PROPOSE, 1, 1, bytes(size)], [Say.STATUS, {"state": "running"}]]
 
 
+def test_a_report_that_says_nothing_new_wakes_nobody() -> None:
+    with pair() as (link, consensus):
+        for state in ("starting", "running", "running", "stopping"):
+            link.report({"state": state})
+        heard = consensus.wait(lambda heard: [Say.STATUS, {"state": "stopping"}] in heard)
+        assert [report["state"] for _, report in heard] == ["starting", "running", "stopping"]
+
+
 @pytest.mark.parametrize("garbage", [b"\xc1", bytes(MAX_MESSAGE + 1)], ids=["no msgpack", "too long"])
 def test_what_is_no_message_is_refused(garbage: bytes) -> None:
     channel = Channel(lambda message: None, lambda: None)
