@@ -174,7 +174,7 @@ class LevelDBStore:
                     base = write.rebase.base
                     last_index = max(last_index, base.index) if write.rebase.keep else base.index
                     if recovered and not write.rebase.keep:
-                        recovered = 0
+                        recovered = base.index if base.index <= recovered else 0
                         put(b"mrecovered", _sealed(_U64.pack(recovered)))
                 if write.entries:
                     first = write.entries[0].index

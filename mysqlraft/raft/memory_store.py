@@ -102,7 +102,8 @@ class MemoryStore:
                 self._entries = [entry for entry in self._entries if keep and entry.index > base.index]
                 self._configurations = [each for each in self._configurations if keep and each[0] > base.index]
                 self._base = base
-                self._recovered = self._recovered if keep else 0
+                if not keep:
+                    self._recovered = base.index if base.index <= self._recovered else 0
             if write.entries:
                 first = write.entries[0].index
                 if not self._base.index < first <= self.last_index + 1:

@@ -53,12 +53,17 @@ class Outbox:
 
     def restored(self, rebase: Rebase) -> None:
         """The log has a new base: a snapshot's last entry, which needs no write of its own."""
-        self.rebased(rebase)
+        base = rebase.base.index
         if rebase.keep:
-            self._given = max(self._given, rebase.base.index)
+            self._given = max(self._given, base)
         else:
-            self.truncated(rebase.base.index)
-            self._given = rebase.base.index
+            self.truncated(base)
+            self._given = base
+        if self._log.last_index == base:
+            # Nothing follows it. The disk may hold more: what the snapshot's entries replaced a moment ago, in a write
+            # that was not given out and now never will be.
+            rebase = rebase._replace(keep=False)
+        self.rebased(rebase)
 
     def truncated(self, last: int) -> None:
         """The entries after `last` are gone. They may have been acknowledged to the leader before, in a message that

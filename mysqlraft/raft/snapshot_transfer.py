@@ -48,7 +48,7 @@ class SnapshotTransfers:
         self._failed = failed
         self._disk = ThreadPoolExecutor(1, "raft-snapshots")
         self._senders: dict[int, SnapshotSender] = {}
-        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._serving: dict[int, tuple[Snapshot, asyncio.Task[None]]] = {}
         self._working: set[asyncio.Task[None]] = set()
         self._verified: set[Snapshot] = set()
         self._free_at = 0.0
@@ -56,7 +56,7 @@ class SnapshotTransfers:
 
     async def stop(self) -> None:
         """Finish what the disk is doing; the rest is left for another time."""
-        tasks = [*self._serving.values(), *self._working]
+        tasks = [*(task for _, task in self._serving.values()), *self._working]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -69,7 +69,9 @@ class SnapshotTransfers:
         return made
 
     async def reap(self, in_use: Sequence[Snapshot]) -> None:
-        await self._on_disk(self.store.reap, in_use)
+        # What is still leaving is for followers that the core may have let go of meanwhile: a member that was removed.
+        leaving = [snapshot for snapshot, task in self._serving.values() if not task.done()]
+        await self._on_disk(self.store.reap, [*in_use, *leaving])
 
     def work(self, work: SnapshotWork) -> None:
         """Have it done after all that was asked for before."""
@@ -80,8 +82,9 @@ class SnapshotTransfers:
         site = request.sender
         self._senders.setdefault(site, SnapshotSender()).request(request)
         serving = self._serving.get(site)
-        if serving is None or serving.done():
-            self._serving[site] = asyncio.get_running_loop().create_task(self._serve(request, snapshot))
+        if serving is None or serving[1].done():
+            task = asyncio.get_running_loop().create_task(self._serve(request, snapshot))
+            self._serving[site] = snapshot, task
 
     def _on_disk(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self._disk, function, *arguments)

@@ -22,6 +22,7 @@ from mysqlraft.raft import (
     Snapshot,
     Write,
 )
+from mysqlraft.raft.messages import VoteResponse
 from mysqlraft.raft.recovery import read_peers, recover
 from mysqlraft.raft.store import Base, Rebase
 from tests.raft.cluster import LIMITS, Cluster, Driven, chained, configuration
@@ -119,6 +120,24 @@ def test_a_snapshot_from_before_does_not_bring_the_old_members_back() -> None:
     assert RaftCore(1, disk, Random(1), LIMITS).configuration == TWO
 
 
+def test_a_snapshot_from_before_does_not_make_a_majority_enough() -> None:
+    """Site 3 had a tail of its own, and the only one that has all that was committed sends it what was before that."""
+    three = Configuration(server for server in FIVE.servers.values() if server.site <= 3)
+    disk = MemoryStore()
+    disk.write([Write(HardState(5), chained(1, 2, 2, 2, 2, configured=FIVE))])
+    recover(disk, 3, three)
+    before = chained(1, 5, 5, configured=FIVE)[2]
+    site = Driven(3, disk)
+    assert site.core.install(Snapshot(Base(3, 5, before.chain), 1, FIVE, 0, 0))
+    site.run()
+    for driven in (site, Driven(3, disk)):
+        assert driven.core.configuration == three
+        while driven.core.role is Role.FOLLOWER:
+            driven.tick()
+        driven.step(VoteResponse(3, 2, driven.core.term + 1, True, True))
+        assert driven.core.role is Role.PRE_CANDIDATE, "2 and 3 are a majority, and lack what 1 has"
+
+
 def test_members_can_be_changed_again_after_recovery() -> None:
     cluster = Cluster(FIVE)
     cluster.elect(1)
@@ -175,6 +194,12 @@ def test_forced_members_outlive_a_truncation(store: MemoryStore | LevelDBStore) 
     assert (store.last_index, store.recovered) == (2, 1), "what was replaced is not from before the recovery"
     store.write([Write(HardState(6), rebase=Rebase(Base(9, 6, 1), (8, FIVE), keep=False))])
     assert (store.configurations(), store.recovered) == ([(8, FIVE)], 0)
+
+
+def test_forced_members_outlive_a_snapshot_from_before(store: MemoryStore | LevelDBStore) -> None:
+    recover(store, 1, TWO)
+    store.write([Write(HardState(5), rebase=Rebase(Base(2, 5, 1), (1, TWO), keep=False))])
+    assert (store.configurations(), store.recovered, store.last_index) == ([(1, TWO)], 2, 2)
 
 
 def test_who_is_not_a_member_or_has_no_log_is_not_recovered(store: MemoryStore | LevelDBStore) -> None:

@@ -27,6 +27,8 @@ from mysqlraft.raft.messages import (
     InstallSnapshot,
     SnapshotChunk,
     SnapshotChunkRequest,
+    VoteRequest,
+    VoteResponse,
 )
 from mysqlraft.raft.progress import ProgressState
 from mysqlraft.raft.snapshot import Snapshot, SnapshotReceiver, SnapshotSender, SnapshotWork, WorkKind, chunk_checksum
@@ -267,6 +269,19 @@ def test_entries_after_a_snapshot_that_is_not_yet_written() -> None:
     driven.run()
     assert (driven.disk.base.index, driven.disk.last_index) == (5, 6)
     assert driven.disk.entries(6, 6, 1) == chained(*terms, configured=THREE)[5:]
+
+
+def test_of_what_a_snapshot_has_overtaken_nothing_stays_on_disk() -> None:
+    """Entries are replaced, and the snapshot is there before what replaces them was given out to be written. If the
+    old ones stayed, a restarted site would take an older term's entry for its last, and elect who lacks this one."""
+    driven = follower([1, 2, 2, 2, 2, 2], commit=2)
+    terms = [1, 2, 5, 5]
+    driven.core.step(AppendRequest(2, 1, 5, 77, 2, 2, 2, tuple(chained(*terms, configured=THREE)[2:])))
+    assert driven.core.install(snapshot_of(terms, 4))
+    assert AppendResponse(1, 2, 5, 77, 4, False, 0, 0) in driven.run()
+    assert (driven.disk.base, driven.disk.last_index) == (snapshot_of(terms, 4).base, 4)
+    again = Driven(2, driven.disk)
+    assert again.step(VoteRequest(2, 3, 9, False, 6, 2, False)) == [VoteResponse(3, 2, 9, False, False)]
 
 
 # ---- the leader's part -------------------------------------------------------------------------------------------

@@ -15,7 +15,10 @@ from mysqlraft.raft import FileSnapshotStore, LevelDBStore, Limits, Node, Role
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.channel import Channel
 from mysqlraft.raft.fsm import Applier
-from mysqlraft.raft.messages import Message, SnapshotChunk
+from mysqlraft.raft.messages import Message, SnapshotChunk, SnapshotChunkRequest
+from mysqlraft.raft.snapshot import Snapshot
+from mysqlraft.raft.snapshot_transfer import SnapshotTransfers
+from mysqlraft.raft.store import Base, StoreError
 from tests.raft.ledger import Ledger
 from tests.raft.test_node import TICK, members, run, until
 
@@ -244,5 +247,41 @@ def test_compacted_entries_are_swept_from_the_disk(tmp_path: Path) -> None:
 
             # The log may be compacted again between one look and the other.
             await until(lambda: store.base.index > 200 and first() == store.base.index + 1)
+
+    run(work())
+
+
+def test_what_still_leaves_for_a_removed_member_is_not_reaped(tmp_path: Path) -> None:
+    """The core knows nothing of that transfer any more, and a part that is gone would end the leader."""
+
+    async def work() -> None:
+        store, size, rate = FileSnapshotStore(tmp_path), 100_000, 200_000
+        failures: list[Exception] = []
+        chunks: list[Any] = []
+        transfers = SnapshotTransfers(
+            store,
+            chunk_bytes=size,
+            bytes_per_second=rate,
+            send=chunks.extend,
+            done=lambda work, outcome: None,
+            failed=failures.append,
+        )
+
+        async def save(index: int) -> Snapshot:
+            return await transfers.save(Base(index, 1, 1), 1, members(3), [bytes([index]) * size])
+
+        leaving = await save(1)
+        transfers.serve(SnapshotChunkRequest(1, 2, 1, 7, 1, leaving.checksum, 1, 0, size), leaving)
+        await until(lambda: len(chunks) > 0)
+        for index in (2, 3, 4):
+            await save(index)
+            await transfers.reap([])
+        await until(lambda: bool(failures) or sum(len(chunk.data) for chunk in chunks) == size)
+        assert failures == []
+        await until(lambda: transfers._serving[2][1].done())
+        await transfers.reap([])
+        with pytest.raises(StoreError, match="holds no snapshot up to 1"):
+            store.read(leaving, 0, 1)
+        await transfers.stop()
 
     run(work())

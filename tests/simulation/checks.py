@@ -135,6 +135,16 @@ class Checks:
         if site.acknowledged[0] > store.last_index:
             self._gone(site)
 
+    def all_written(self, site: Site) -> None:
+        """Its core has nothing more for the disk."""
+        log, store = site.participant.core.log, site.store
+        if (log.base, log.last_index, log.stable) != (store.base, store.last_index, store.last_index):
+            raise Violation(
+                "the disk is the log",
+                f"site {site.id} has a log after {log.base} up to {log.last_index} (on disk: {log.stable}), "
+                f"and a disk after {store.base} up to {store.last_index}",
+            )
+
     def _base(self, site: Site, where: str, base: Base, configurations: Sequence[tuple[int, Configuration]]) -> None:
         """What stands for the compacted entries is what they were, but for members that were forced outside the log."""
         looked_at = (base, *configurations[:2])

@@ -305,6 +305,8 @@ class Site:
         if self.outstanding:
             self._begin_sync()
         self.turn()
+        if not self.outstanding:
+            self._world.checks.all_written(self)
 
 
 class World:
