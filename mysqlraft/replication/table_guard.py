@@ -20,8 +20,16 @@ from mysqlraft.mysql.finding import Finding, identifier
 from mysqlraft.mysql.preflight import table_errors
 from mysqlraft.replication.entry import PayloadKind, decode, kind_of
 
-_NOT_SEEN = {ER.LOCK_WAIT_TIMEOUT, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST}
-"""Errors that say nothing about the table."""
+_GONE = {ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR}
+_CUT_SHORT = {
+    ER.LOCK_WAIT_TIMEOUT,
+    ER.QUERY_INTERRUPTED,
+    ER.STATEMENT_TIMEOUT,
+    ER.SERVER_SHUTDOWN,
+    CR.CR_SERVER_GONE_ERROR,
+    CR.CR_SERVER_LOST,
+}
+"""Errors that say nothing about the table: whoever is changing it was not waited for."""
 
 _COUNTER = re.compile(r" AUTO_INCREMENT=\d+")
 """What inserting a row changes of a definition."""
@@ -106,22 +114,26 @@ class TableGuard:
         return self._definitions(tables) == self._before[1]
 
     def _definitions(self, tables: Iterable[tuple[str, str | None]]) -> tuple[str, ...] | None:
-        """What the tables are, "" for one that is not there; None if they are not all known by name."""
+        """What the tables are, "" for one that is not there; None if that is not known of all of them."""
         found = []
         for schema, table in tables:
             if table is None:
                 return None
-            found.append(_COUNTER.sub("", self._definition(schema, table)))
+            definition = self._definition(schema, table)
+            if definition is None:
+                return None
+            found.append(_COUNTER.sub("", definition))
         return tuple(found)
 
-    def _definition(self, schema: str, table: str) -> str:
-        """The statement that makes the table, "" if it is gone or no table. Waits for whoever is changing it."""
+    def _definition(self, schema: str, table: str) -> str | None:
+        """The statement that makes the table, "" if it is not there, None if the server cannot tell: such an error is
+        the same before and after a statement. Waits for whoever is changing the table."""
         try:
             return str(self._source.query(f"SHOW CREATE TABLE {identifier(schema, table)}")[0][1])
         except pymysql.err.MySQLError as error:
-            if error.args[0] in _NOT_SEEN:
+            if error.args[0] in _CUT_SHORT:
                 raise
-            return ""
+            return "" if error.args[0] in _GONE else None
 
     def _wait_for_effect(self, data: bytes) -> None:
         """The binlog may hold a statement a moment before its effect can be seen, which the tables' locks outlast."""

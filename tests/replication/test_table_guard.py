@@ -11,6 +11,7 @@ from typing import Any
 
 import pymysql
 import pytest
+from pymysql.constants import ER
 
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.mysql.finding import Finding, Severity
@@ -39,11 +40,15 @@ class World:
         self.counter = 0
         self.looks = 0
         self.definitions = 0
+        self.error = 0
+        """What the next questions for the definition end with."""
 
     def query(self, statement: str) -> Sequence[Sequence[Any]]:
         assert statement == "SHOW CREATE TABLE `shop`.`t`"
         self.definitions += 1
         self.counter += 1
+        if self.error:
+            raise pymysql.err.OperationalError(self.error, "")
         return [("t", f"CREATE TABLE t AUTO_INCREMENT={self.counter} COMMENT='{self.definition}'")]
 
     def close(self) -> None:
@@ -142,6 +147,31 @@ def test_a_statement_on_nobody_knows_what(guard: TableGuard, world: World) -> No
         assert guard.errors(ROWS, 8) == ()
         assert world.looks == count
     world.fit = False
+    assert guard.errors(ROWS, 8)
+
+
+@pytest.mark.parametrize("error", [ER.TABLEACCESS_DENIED_ERROR, ER.NOT_KEYFILE])
+def test_an_error_is_no_definition(guard: TableGuard, world: World, error: int) -> None:
+    """That the server cannot tell, before and after, does not mean that nothing has changed."""
+    guard.statement_ahead(9, TABLE)
+    world.error = error
+    assert guard.errors(ROWS, 8) == ()
+    world.change(fit=False)
+    assert guard.errors(ROWS, 8)
+
+
+@pytest.mark.parametrize("error", [ER.QUERY_INTERRUPTED, ER.STATEMENT_TIMEOUT, ER.LOCK_WAIT_TIMEOUT])
+def test_a_question_that_was_cut_short_is_asked_again(guard: TableGuard, world: World, error: int) -> None:
+    """A table that is not there is told from one that could not be looked at."""
+    guard.statement_ahead(9, TABLE)
+    world.error = ER.NO_SUCH_TABLE
+    assert guard.errors(ROWS, 8) == ()
+    world.change(fit=False)
+    for data in (ROWS, STATEMENT):
+        world.error = error
+        with pytest.raises(pymysql.err.OperationalError):
+            guard.errors(data, 8)
+    world.error = 0
     assert guard.errors(ROWS, 8)
 
 
