@@ -1,8 +1,8 @@
 """How much memory do the daemon's two processes take? `python -m benchmarks.memory [--json]`
 
-Three sites. First nobody writes, and what both processes take of one core is measured, too; then one transaction of a
-gigabyte is committed at the first site. Memory is what a process has of its own plus its share of what it shares (Pss):
-two Python processes of one program share some pages. The peer, for comparison, is the site's own server.
+Three sites. First nobody writes; then one transaction of a gigabyte is committed at the first site. Memory is what a
+process has of its own plus its share of what it shares (Pss): two Python processes of one program share some pages. The
+peer, for comparison, is the site's own server.
 
 Under the large transaction, memory (anonymous pages) and mapped files are told apart: LevelDB maps the log's files, and
 what it has read of them counts as resident for as long as nobody else needs the memory.
@@ -11,7 +11,6 @@ what it has read of them counts as resident for as long as nobody else needs the
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import threading
 import time
@@ -39,9 +38,6 @@ def main() -> None:
         Cluster.create(installation, Path(directory), sites=3, links=False, tls=False) as cluster,
     ):
         time.sleep(_IDLE)
-        before = [_seconds(site) for site in cluster]
-        time.sleep(_IDLE)
-        percent = [100 * (_seconds(site) - was) / _IDLE for site, was in zip(cluster, before, strict=True)]
         idle = [sum(_daemon(site)) for site in cluster]
         servers = [site.server.memory() for site in cluster]
         peaks = _Peaks(cluster)
@@ -54,7 +50,6 @@ def main() -> None:
         f"two processes of a daemon; idle for {_IDLE:g} s, then one transaction of {args.size} MB"
         f" (committed in {took:.0f} s), {installation.engine} {installation.version_text}",
         {
-            "cpu_idle": Figure(max(percent), None, "% of a core"),
             "memory_idle": Figure(max(idle) / MEGABYTE, max(servers) / MEGABYTE, "MB"),
             "memory_large_origin": Figure(peaks.memory[1] / MEGABYTE, None, "MB"),
             "memory_large_others": Figure(max(peaks.memory[2], peaks.memory[3]) / MEGABYTE, None, "MB"),
@@ -105,15 +100,6 @@ def _daemon(site: ClusterSite) -> tuple[int, int]:
     """Bytes of both processes: anonymous memory, and mapped files."""
     both = [_pss(pid) for pid in (site.daemon.pid, site.daemon.replica_pid) if pid is not None]
     return sum(memory for memory, _ in both), sum(mapped for _, mapped in both)
-
-
-def _seconds(site: ClusterSite) -> float:
-    """Processor time of both processes."""
-    total = 0
-    for pid in (site.daemon.pid, site.daemon.replica_pid):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
 
 
 def _pss(pid: int) -> tuple[int, int]:

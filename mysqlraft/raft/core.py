@@ -171,6 +171,19 @@ class RaftCore:
         """How long ago this follower heard from its leader."""
         return 0 if self.role is Role.LEADER else self._election_elapsed
 
+    @property
+    def quiet_ticks(self) -> int:
+        """So many ticks from now on do nothing but count, as long as there is no other input."""
+        if self._outbox.outstanding:
+            return 0
+        if self.role is not Role.LEADER:
+            return max(0, self._timeout - self._election_elapsed - 1)
+        if self.followers.waiting_for_answer or self._transfer.ahead:
+            return 0
+        heartbeat = self.limits.heartbeat_ticks - self._heartbeat_elapsed
+        check_quorum = self.limits.election_ticks - self._election_elapsed
+        return max(0, min(heartbeat, check_quorum) - 1)
+
     # ---- inputs ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:

@@ -61,6 +61,11 @@ class Followers:
             if progress.state is ProgressState.SNAPSHOT and progress.silent_ticks >= self._limits.watchdog_ticks:
                 progress.give_up()
 
+    @property
+    def waiting_for_answer(self) -> bool:
+        """Whether ticks count: somebody has something to acknowledge, or to ask for."""
+        return any(p.inflights.bytes or p.state is ProgressState.SNAPSHOT for p in self.progress.values())
+
     def overdue(self) -> list[int]:
         """Who has appends on the way, and has acknowledged nothing for half of the watchdog's time."""
         patience = self._limits.watchdog_ticks // 2

@@ -69,6 +69,11 @@ class Forwarder:
         """Proposals not yet committed."""
         return len(self._sent) + len(self._waiting)
 
+    @property
+    def waiting_for_answer(self) -> bool:
+        """Whether ticks count: what was sent and is not committed is sent again some time."""
+        return bool(self._sent)
+
     def propose(self, session: int, sequence: int, payload: bytes) -> None:
         """Keep a proposal, to be taken into the log. A greater session drops what is left of an older one;
         the first sequence of a session (as far as this object knows it) may be any, all before it being committed;

@@ -29,6 +29,11 @@ class LeadershipTransfer:
         """This site leads from now on, and gives way to who has been fit to for so long."""
         self._preference = Preference(stable_ticks)
 
+    @property
+    def ahead(self) -> bool:
+        """Whether one is under way, or will be before long."""
+        return self.target != NOBODY or self._better() is not None
+
     def begin(self, target: int) -> None:
         self.target = target
         self._elapsed = 0
@@ -58,17 +63,23 @@ class LeadershipTransfer:
     def preferred(self) -> tuple[int, str] | None:
         """A tick has passed: the voter to give way to, which should rather lead and has been fit to for long enough,
         and why; None if there is none."""
+        better = self._better()
+        if not self._preference.tick(better[0].site if better is not None else NOBODY) or better is None:
+            return None
+        chosen, own = better
+        why = f"which has priority {chosen.priority} (own: {own.priority})" if own.rank[0] else "this is a witness"
+        return chosen.site, why
+
+    def _better(self) -> tuple[Server, Server] | None:
+        """The voter that should rather lead and is fit to, and this one; None if there is none."""
         configuration = self._members.configuration
         if configuration is None or self._site not in configuration:
             return None
         servers, followers = configuration.servers, self._followers
-        own = servers[self._site].rank
-        better = [site for site in configuration.voters if servers[site].rank > own and followers.caught_up(site)]
+        own = servers[self._site]
+        better = [site for site in configuration.voters if servers[site].rank > own.rank and followers.caught_up(site)]
         chosen = max((servers[site] for site in better), key=followers.fitness, default=None)
-        if not self._preference.tick(chosen.site if chosen is not None else NOBODY) or chosen is None:
-            return None
-        why = "this is a witness" if not own[0] else f"which has priority {chosen.priority} (own: {own[1]})"
-        return chosen.site, why
+        return None if chosen is None else (chosen, own)
 
     def _other_voters(self) -> list[Server]:
         configuration = self._members.configuration

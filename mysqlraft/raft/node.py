@@ -33,6 +33,7 @@ from mysqlraft.raft.snapshot import Snapshot, SnapshotWork
 from mysqlraft.raft.snapshot_store import SnapshotStore
 from mysqlraft.raft.snapshot_transfer import SnapshotTransfers
 from mysqlraft.raft.store import Compacted, Store, StoreError, Write
+from mysqlraft.raft.ticker import Ticker
 from mysqlraft.raft.tls import Tls
 from mysqlraft.raft.transport import Transport
 
@@ -114,9 +115,8 @@ class Node:
         """Given out by the core, not yet handed to the writer."""
         self._writing = False
         self._writer: Writer | None = None
-        self._ticker: asyncio.TimerHandle | None = None
-        self._next_tick = 0.0
-        self._ticks_to_record = 0
+        self._ticker = Ticker(tick_seconds, self._pass_ticks, self._quiet_ticks, self._pump)
+        self._recorder: asyncio.TimerHandle | None = None
         self._waiters: list[_Waiter] = []
         self._watchers: list[Callable[[], None]] = []
         self._reads: set[asyncio.Future[int]] = set()
@@ -134,8 +134,8 @@ class Node:
         await self.transport.start(self._listen)
         self._writer = Writer(loop)
         self._peers.refresh()
-        self._next_tick = loop.time() + to_beat(self._tick_seconds)
-        self._ticker = loop.call_at(self._next_tick, self._tick)
+        self._ticker.start()
+        self._recorder = loop.call_later(to_beat(RECORD_SECONDS), self._record)
         self._sweeper.start()  # what a compaction before the last end has left
         self._schedule_pump()
 
@@ -146,8 +146,7 @@ class Node:
         if self.role is Role.LEADER and not self.failed.done():
             await self._hand_over()
         self._stopped = True
-        if self._ticker is not None:
-            self._ticker.cancel()
+        self._stop_timers()
         await self.calls.stop()
         self._peers.stop()
         await self.transport.stop()
@@ -179,6 +178,7 @@ class Node:
     def propose(self, session: int, sequence: int, payload: bytes) -> None:
         """Have `payload` put into the log, wherever the leader is: in order, at least once, and counting once by the
         rule of sessions.SessionTable. Returns at once; see `outstanding_bytes` for when to hold back."""
+        self._ticker.catch_up()
         self._participant.propose(session, sequence, payload)
         self._schedule_pump()
 
@@ -255,6 +255,7 @@ class Node:
         if self._transfers is None:
             raise RuntimeError("the node has no snapshots")
         snapshot = await self._transfers.save(*self._core.log.snapshot_point(index), data)
+        self._ticker.catch_up()
         self._core.install(snapshot)
         in_use = [
             progress.snapshot for progress in self._core.followers.progress.values() if progress.snapshot is not None
@@ -272,6 +273,7 @@ class Node:
     def _on_snapshot_work(self, work: SnapshotWork, outcome: int) -> None:
         if self._stopped or self.failed.done():
             return
+        self._ticker.catch_up()
         try:
             if self._participant.snapshot_work_done(work, outcome):
                 logger.info("snapshot installed site=%d index=%d", self.site, work.snapshot.last_index)
@@ -335,6 +337,7 @@ class Node:
             answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self._reads.add(answer)
             try:
+                self._ticker.catch_up()
                 self._core.read_index(answer)
                 self._schedule_pump()
                 async with asyncio.timeout(patience):
@@ -346,18 +349,21 @@ class Node:
 
     def transfer(self, target: int = NOBODY) -> int:
         """See RaftCore.transfer."""
+        self._ticker.catch_up()
         chosen = self._core.transfer(target)
         self._schedule_pump()
         return chosen
 
     def propose_change(self, change: Change, server: Server, expected_index: int, force: bool = False) -> int:
         """See RaftCore.propose_change."""
+        self._ticker.catch_up()
         index = self._core.propose_change(change, server, expected_index, force)
         self._schedule_pump()
         return index
 
     def status(self) -> dict[str, Any]:
         """What there is to know, for people and programs."""
+        self._ticker.catch_up()
         core, log, receiver = self._core, self._core.log, self._participant.receiver
         configuration = core.configuration
         peers: dict[int, dict[str, Any]] = {}
@@ -431,33 +437,30 @@ class Node:
 
     # ---- inputs ---------------------------------------------------------------------------------------------------
 
-    def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._next_tick += self._tick_seconds
-        if self._next_tick < loop.time():
-            # After a stall (a suspended machine, a long pause) time is not caught up: that would start elections.
-            self._next_tick = loop.time() + to_beat(self._tick_seconds)
-        self._ticker = loop.call_at(self._next_tick, self._tick)
+    def _quiet_ticks(self) -> int:
+        """How many ticks nobody has to wake up for: only so many that a stall of half an election timeout is told from
+        a leader that is silent for as long."""
+        return min(self._participant.quiet_ticks, max(0, self._core.limits.election_ticks // 2 - 1))
+
+    def _pass_ticks(self, ticks: int) -> None:
         try:
             for site in self._core.followers.overdue():
                 if self.transport.delivers(site):
                     self._core.followers.delayed(site)
-            self._participant.tick()
+            for _ in range(ticks):
+                self._participant.tick()
         except Exception as error:
             self._fail(error)
-            return
-        self._pump()
-        if self.failed.done():
-            return
-        self._ticks_to_record -= 1
-        if self._ticks_to_record <= 0 and not self._writing and not self._queue:
-            self._ticks_to_record = max(1, round(RECORD_SECONDS / self._tick_seconds))
-            if (commit := self._core.commit_to_record()) is not None:
-                self._start_write([commit], [])
+
+    def _record(self) -> None:
+        self._recorder = asyncio.get_running_loop().call_later(to_beat(RECORD_SECONDS), self._record)
+        if not self._writing and not self._queue and (commit := self._core.commit_to_record()) is not None:
+            self._start_write([commit], [])
 
     def _on_message(self, message: Message) -> None:
         if self._stopped or self.failed.done():
             return
+        self._ticker.catch_up()
         try:
             self._participant.step(message)
         except Exception as error:
@@ -468,6 +471,7 @@ class Node:
             self._pump()  # nothing to wait for: whoever is idle saves a turn of the loop
 
     def _on_reset(self, site: int) -> None:
+        self._ticker.catch_up()
         self._participant.connection_lost(site)
         self._schedule_pump()
 
@@ -484,6 +488,7 @@ class Node:
             return
         try:
             ready = self._participant.ready()
+            self._ticker.settle()
             if ready is None:
                 return
             self._take(ready)
@@ -587,8 +592,12 @@ class Node:
         logger.critical("raft stopped site=%d reason=%r", self.site, str(error), exc_info=None if expected else error)
         self.failed.set_exception(error)
         self.failed.exception()  # whoever awaits it still gets it; this only keeps asyncio from complaining
-        if self._ticker is not None:
-            self._ticker.cancel()
+        self._stop_timers()
+
+    def _stop_timers(self) -> None:
+        self._ticker.stop()
+        if self._recorder is not None:
+            self._recorder.cancel()
 
     async def _hand_over(self) -> None:
         configuration = self._core.configuration

@@ -39,6 +39,11 @@ class Outbox:
         self.stalled_ticks = 0
         """For which the oldest outstanding Ready has not been advanced."""
 
+    @property
+    def outstanding(self) -> bool:
+        """Whether a Ready was given out and is not advanced."""
+        return bool(self._outstanding)
+
     def tick(self) -> None:
         if self._outstanding:
             self.stalled_ticks += 1

@@ -41,6 +41,11 @@ class Participant:
         self.core.tick()
         self.forwarder.tick()
 
+    @property
+    def quiet_ticks(self) -> int:
+        """See RaftCore.quiet_ticks."""
+        return 0 if self.forwarder.waiting_for_answer else self.core.quiet_ticks
+
     def step(self, message: Message) -> None:
         if isinstance(message, Forward):
             if message.to == self.site:
