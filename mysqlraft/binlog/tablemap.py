@@ -1,7 +1,7 @@
 """TABLE_MAP events: what the row images that follow look like.
 
 Source of facts: the servers' documentation of Table_map_event (MySQL) and the TABLE_MAP page of MariaDB's knowledge
-base, checked against real servers in ``tests/binlog/test_tablemap.py``. The optional metadata is complete only with
+base, checked against real servers in ``tests/binlog/test_types.py``. The optional metadata is complete only with
 ``binlog_row_metadata=FULL``.
 """
 
