@@ -1,9 +1,13 @@
 """Does the daemon slow down the application's COMMIT? `python -m benchmarks.commit [--json]`
 
-Two servers with the same settings: one alone, one in a cluster of three sites whose daemons run. Short rounds of
-single-row transactions at a steady rate, in turn at the one and at the other, and what is timed is COMMIT alone. Each
-round begins when the cluster has applied the round before, so neither pays for the other's work; but in each round
-of ours capture, consensus and two more servers work on the same cores, as they would at a real site's rate.
+Three servers with the same settings: one alone, one in a cluster of three sites whose daemons run, and one that a
+native replica follows. Short rounds of single-row transactions at a steady rate, in turn at each, in every order
+equally often, and what is timed is COMMIT alone. Each round begins when the one before has been applied, so nobody pays
+for another's work; but in each round of ours capture, consensus and two more servers work on the same cores, as they
+would at a real site's rate.
+
+The native replica tells what belongs to the daemon from what any reader of the binlog costs: the server wakes the
+thread that serves a reader before it says OK.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle, permutations
 from pathlib import Path
 
 import pymysql
 
 from benchmarks.report import Figure, arguments, chosen, publish
+from benchmarks.star import follow
 from benchmarks.waiting import table_missing
 from mysqlraft.sandbox.cluster import Cluster
 from mysqlraft.sandbox.servers import Server
@@ -25,51 +31,81 @@ from mysqlraft.sandbox.servers import Server
 TABLE = "CREATE TABLE bench.commits (id BIGINT NOT NULL PRIMARY KEY, payload VARCHAR(200) NOT NULL)"
 PAYLOAD = "x" * 100
 
-# Rounds at each server.
-ROUNDS = 12
+# Rounds at each server: a multiple of the orders of three. Short ones, as the disk's pace changes within minutes.
+ROUNDS = 24
+
+
+class _Side:
+    """One of the servers: a connection that writes to it, and the milliseconds of each COMMIT."""
+
+    def __init__(self, server: Server, settle: Callable[[int], None]) -> None:
+        """``settle``: waits until so many rows are wherever they are replicated to."""
+        self.connection = server.connect(autocommit=False)
+        self.settle = settle
+        self.times: list[float] = []
+        with self.connection.cursor() as cursor:
+            cursor.execute("CREATE DATABASE bench")
+            cursor.execute(TABLE)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
+
+    @property
+    def p99(self) -> float:
+        return sorted(self.times)[int(len(self.times) * 0.99)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.commit", description=__doc__)
     arguments(parser)
     parser.add_argument("--rate", type=float, default=25, help="transactions a second (25)")
-    parser.add_argument("--count", type=int, default=40, help="transactions a round (40)")
+    parser.add_argument("--count", type=int, default=20, help="transactions a round (20)")
     args = parser.parse_args()
     installation = chosen(args)
     with tempfile.TemporaryDirectory(prefix="mysqlraft-commit-") as directory:
-        bare = Server.create(installation, Path(directory) / "bare", server_id=100)
+        bare, source, replica = (
+            Server.create(installation, Path(directory) / name, server_id=server_id)
+            for server_id, name in enumerate(("bare", "source", "replica"), 100)
+        )
         cluster = Cluster.create(installation, Path(directory), sites=3, links=False, tls=False)
-        with bare, cluster:
-            ours, peer = _measure(cluster, bare, args.rate, args.count)
+        with bare, source, replica, cluster:
+            follow(source, [replica])
+            alone = _Side(bare, lambda rows: None)
+            ours = _Side(cluster[1].server, lambda rows: cluster.wait_everywhere(table_missing("commits", rows), 60))
+            native = _Side(source, lambda rows: _wait(replica, rows))
+            _measure([alone, ours, native], args.rate, args.count)
     publish(
         args,
         f"COMMIT of one-row transactions at {args.rate:g}/s, {ROUNDS} rounds of {args.count} in turn,"
         f" {installation.engine} {installation.version_text}",
         {
-            "commit_median": Figure(statistics.median(ours), statistics.median(peer), "ms"),
-            "commit_p99": Figure(_p99(ours), _p99(peer), "ms"),
+            "commit_median": Figure(ours.median, alone.median, "ms"),
+            "commit_p99": Figure(ours.p99, alone.p99, "ms"),
+            "commit_median_native_replica": Figure(ours.median, native.median, "ms"),
+            "commit_p99_native_replica": Figure(ours.p99, native.p99, "ms"),
         },
     )
 
 
-def _measure(cluster: Cluster, bare: Server, rate: float, count: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of each COMMIT in the cluster, and at the bare server."""
-    ours: list[float] = []
-    peer: list[float] = []
-    with cluster[1].server.connect(autocommit=False) as in_cluster, bare.connect(autocommit=False) as alone:
-        for connection in (in_cluster, alone):
-            with connection.cursor() as cursor:
-                cursor.execute("CREATE DATABASE bench")
-                cursor.execute(TABLE)
-        sides = [(in_cluster, ours), (alone, peer)]
-        # The first round of each warms up and is thrown away.
-        for number in range(ROUNDS + 1):
-            for connection, times in sides if number % 2 else reversed(sides):
-                measured = _round(connection, number * count, rate, count)
-                if connection is in_cluster:
-                    cluster.wait_everywhere(table_missing("commits", (number + 1) * count), 60)
-                times.extend(measured if number else ())
-    return ours, peer
+def _measure(sides: Sequence[_Side], rate: float, count: int) -> None:
+    # The first round of each warms up and is thrown away.
+    for number, order in zip(range(ROUNDS + 1), cycle(permutations(sides)), strict=False):
+        for side in order:
+            measured = _round(side.connection, number * count, rate, count)
+            side.settle((number + 1) * count)
+            side.times.extend(measured if number else ())
+
+
+def _wait(replica: Server, rows: int) -> None:
+    """Waits until a native replica has so many rows."""
+    missing = table_missing("commits", rows)
+    deadline = time.monotonic() + 60
+    with replica.connect() as connection:
+        while lacking := missing(connection):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{replica}: {lacking[0]}")
+            time.sleep(0.02)
 
 
 def _round(connection: pymysql.Connection[pymysql.cursors.Cursor], first: int, rate: float, count: int) -> list[float]:
@@ -84,10 +120,6 @@ def _round(connection: pymysql.Connection[pymysql.cursors.Cursor], first: int, r
             commit()
             times.append(1000 * (time.perf_counter() - sent))
     return times
-
-
-def _p99(times: list[float]) -> float:
-    return sorted(times)[int(len(times) * 0.99)]
 
 
 if __name__ == "__main__":
