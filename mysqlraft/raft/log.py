@@ -118,12 +118,12 @@ class RaftLog:
         if first < self._cached_from:
             return self._store.entries(first, min(last, self._cached_from - 1), max_bytes)
         start, stop = first - self._cached_from, last + 1 - self._cached_from
-        size = 0
-        for position, entry in enumerate(islice(self._entries, start, stop), start):
-            size += len(entry.record)
+        entries, size = self._entries, 0
+        for position in range(start, stop):  # islice would walk through all that comes before
+            size += len(entries[position].record)
             if size > max_bytes and position > start:
-                return self._entries[start:position]
-        return self._entries[start:stop]
+                return entries[start:position]
+        return entries[start:stop]
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Put entries at the end. Invariant of the caller: they continue the log."""
