@@ -112,9 +112,9 @@ class Copy:
 
     def bounds(self) -> tuple[int, int]:
         """The first and the last index; (1, 0) if the log is empty."""
-        with self._database.iterator(start=b"l", stop=b"m", include_value=False) as keys:
+        with self._database.iterator(start=b"r", stop=b"s", include_value=False) as keys:
             first = next(keys, None)
-        with self._database.iterator(start=b"l", stop=b"m", include_value=False, reverse=True) as keys:
+        with self._database.iterator(start=b"r", stop=b"s", include_value=False, reverse=True) as keys:
             last = next(keys, None)
         if first is None or last is None:
             return 1, 0
@@ -131,8 +131,8 @@ class Copy:
         # Without LevelDB's checksums, which are those of whole blocks: each record's own tells which one it is.
         with self._database.raw_iterator() as raw:
             try:
-                raw.seek(b"l" + _U64.pack(first))
-                while raw.valid() and (key := raw.key()) <= b"l" + _U64.pack(last):
+                raw.seek(b"r" + _U64.pack(first))
+                while raw.valid() and (key := raw.key()) <= b"r" + _U64.pack(last):
                     index = _U64.unpack(key[1:])[0]
                     for absent in range(expected, index):
                         yield absent, "is missing"

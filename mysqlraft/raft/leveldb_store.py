@@ -2,7 +2,6 @@
 
 Keys and values (numbers big endian; a *sealed* value is its xxh3-64 followed by the value)::
 
-    l<index u64>    the entry's record (entry.py)
     c<index u64>    the payload of that entry, if it is a configuration: found at start without reading the log.
                     The last one up to the base stays when its entry is compacted away
     mformat         sealed msgpack [version, cluster id, site id]
@@ -11,6 +10,11 @@ Keys and values (numbers big endian; a *sealed* value is its xxh3-64 followed by
     mcommit         sealed index u64
     mbootstrap      sealed encoded configuration
     mrecovered      sealed index u64: the last one when members were forced on this site (recovery.py)
+    r<index u64>    the entry's record (entry.py)
+
+Entries come last, and while they are written hardly anything else is: most of LevelDB's tables then begin where the
+one before has ended, and are moved from level to level as they are. A key behind the entries, in every table, would
+have them merged and written again and again (docs/benchmarks.md).
 
 One `write` is one synced LevelDB batch, so a truncation and the append that follows it are on disk both or neither.
 
@@ -38,16 +42,16 @@ from mysqlraft.raft.configuration import Configuration
 from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
 from mysqlraft.raft.store import Base, HardState, Rebase, StoreError, Write, WrongDirectory
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 _U64 = struct.Struct(">Q")
 _PAIR = struct.Struct(">QQ")
 _TRIPLE = struct.Struct(">QQQ")
-_AFTER_ENTRIES = b"m"
+_AFTER_ENTRIES = b"s"
 
 
 def _entry_key(index: int) -> bytes:
-    return b"l" + _U64.pack(index)
+    return b"r" + _U64.pack(index)
 
 
 def _configuration_key(index: int) -> bytes:
@@ -237,7 +241,7 @@ class LevelDBStore:
 
     def size(self) -> int:
         with self._errors("cannot be read"):
-            size: int = self._db.approximate_size(b"l", _AFTER_ENTRIES)
+            size: int = self._db.approximate_size(b"r", _AFTER_ENTRIES)
         return size
 
     def close(self) -> None:
@@ -330,10 +334,9 @@ class LevelDBStore:
 
     def _find_last_index(self) -> int:
         with self._errors("cannot be read"), self._db.raw_iterator(verify_checksums=True) as raw:
-            raw.seek(_AFTER_ENTRIES)  # mformat at the latest
-            raw.prev()
+            raw.seek_to_last()  # mformat at the latest
             last = raw.key() if raw.valid() else b""
-        if not last.startswith(b"l"):
+        if not last.startswith(b"r"):
             return self._base.index
         index: int = _U64.unpack(last[1:])[0]
         if index <= self._base.index:

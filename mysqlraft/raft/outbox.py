@@ -12,6 +12,10 @@ from mysqlraft.raft.ready import ReadState, Ready
 from mysqlraft.raft.roles import Transition
 from mysqlraft.raft.store import HardState, Rebase, Write
 
+RECORD_TICKS = 100
+"""So long a site that never rests does without recording its commit index: with every batch of entries it would cost
+the store more than it is worth (see leveldb_store.py), as it is but a hint for the next start."""
+
 
 class Outbox:
     """Of one core. `messages` promise nothing that is not on disk yet; `promises` wait for it."""
@@ -28,6 +32,8 @@ class Outbox:
         """The hard state in the last Ready that had one."""
         self._hard_state_durable = hard_state
         self._commit_given = commit
+        self._commit_age = 0
+        """Ticks since a Write carried it."""
         self._commit_reported = log.commit
         self._given = log.last_index
         """Entries up to here are on disk or in an outstanding Ready."""
@@ -45,6 +51,7 @@ class Outbox:
         return bool(self._outstanding)
 
     def tick(self) -> None:
+        self._commit_age += 1
         if self._outstanding:
             self.stalled_ticks += 1
 
@@ -88,11 +95,10 @@ class Outbox:
         changed = HardState(term, vote) if given.term != term or given.vote != vote else None
         if changed is not None or self._given < log.last_index or self._rebase is not None:
             entries = log.slice(self._given + 1, log.last_index, NO_LIMIT)
-            commit = min(log.commit, log.last_index)
+            commit = self._give_commit() if self._commit_age >= RECORD_TICKS else 0
             write = Write(changed, entries, commit, rebase=self._rebase)
             self._rebase = None
             self._hard_state_given = changed or given
-            self._commit_given = commit
             self._given = log.last_index
         moved = self._commit_reported < log.commit
         if not (
@@ -157,5 +163,9 @@ class Outbox:
         log = self._log
         if self._commit_given == log.commit or self._outstanding or log.commit > log.stable:
             return None
-        self._commit_given = log.commit
-        return Write(commit=log.commit)
+        return Write(commit=self._give_commit())
+
+    def _give_commit(self) -> int:
+        """The commit index, for a Write to carry."""
+        self._commit_given, self._commit_age = self._log.commit, 0
+        return self._commit_given

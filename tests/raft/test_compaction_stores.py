@@ -35,7 +35,7 @@ def base_at(entries: list[Entry], index: int) -> Base:
     return Base(index, entry.term, entry.chain)
 
 
-def keys(directory: Path, prefix: bytes = b"l") -> list[int]:
+def keys(directory: Path, prefix: bytes = b"r") -> list[int]:
     """The indices that LevelDB still holds. The store has to be closed."""
     database = plyvel.DB(str(directory / "log"))
     found = [int.from_bytes(key[1:], "big") for key in database.iterator(prefix=prefix, include_value=False)]

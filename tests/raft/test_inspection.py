@@ -11,7 +11,7 @@ import pytest
 
 from mysqlraft.raft import Entry, HardState, LevelDBStore, StoreError, Write
 from mysqlraft.raft.inspection import Copy, Finding
-from mysqlraft.raft.leveldb_store import _configuration_key, _entry_key
+from mysqlraft.raft.leveldb_store import FORMAT_VERSION, _configuration_key, _entry_key
 from tests.raft.cluster import chained, configuration
 
 THREE = configuration(3)
@@ -52,7 +52,7 @@ def flipped(entry: Entry, position: int) -> bytes:
 
 def test_a_running_sites_log_is_read(store: LevelDBStore) -> None:
     with Copy(store.directory) as copy:
-        assert copy.owner() == (1, "test", 1)
+        assert copy.owner() == (FORMAT_VERSION, "test", 1)
         assert copy.bounds() == (1, 6)
         assert list(copy.entries(2, 3)) == [(2, ENTRIES[1]), (3, ENTRIES[2])]
         assert list(copy.verify(1, 6)) == [None] * 6

@@ -530,12 +530,12 @@ def test_a_line_that_delivers_is_given_time(tmp_path: Path) -> None:
             await cluster.start(site)
         leader = await cluster.leader()
         late = next(node for node in cluster.nodes.values() if node is not leader)
+        progress = leader._core.followers.progress[late.site]
+        await until(lambda: progress.state is ProgressState.REPLICATE)
         send = late.transport.send
         late.transport.send = lambda messages: send(  # type: ignore[method-assign]
             [each for each in messages if not isinstance(each, AppendResponse)]
         )
-        progress = leader._core.followers.progress[late.site]
-        await until(lambda: progress.state is ProgressState.REPLICATE)
         asked: list[int] = []
         slow = True
 

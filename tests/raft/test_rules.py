@@ -38,6 +38,7 @@ from mysqlraft.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
+from mysqlraft.raft.outbox import RECORD_TICKS
 from mysqlraft.raft.progress import ProgressState
 from tests.raft.cluster import LIMITS, Cluster, Driven, chained, configuration, proposal, ranked, store
 
@@ -444,6 +445,22 @@ def test_the_commit_index_survives_a_restart() -> None:
     assert not hint.must_sync
     driven.disk.write([hint])
     assert Driven(2, driven.disk).core.commit_index == 3
+
+
+def test_the_commit_index_is_recorded_though_a_site_never_rests() -> None:
+    """But seldom: every other write of entries leaves it alone."""
+    cluster = Cluster(THREE)
+    cluster.elect(1)
+    recorded = [cluster.sites[1].disk.commit]
+    for number in range(2 * RECORD_TICKS):
+        before = cluster.sites[1].core.commit_index
+        cluster.propose(1, b"%d" % number)
+        cluster.tick()
+        if (commit := cluster.sites[1].disk.commit) != recorded[-1]:
+            assert commit == before
+            recorded.append(commit)
+    print(f"commit indexes recorded during {2 * RECORD_TICKS} ticks: {recorded[1:]}")
+    assert len(recorded) == 3
 
 
 def test_conflict_hints_skip_whole_terms() -> None:

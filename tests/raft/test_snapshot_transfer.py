@@ -243,7 +243,7 @@ def test_compacted_entries_are_swept_from_the_disk(tmp_path: Path) -> None:
             store = leader.store
 
             def first() -> int:
-                return int.from_bytes(next(iter(store._db.iterator(prefix=b"l", include_value=False)))[1:], "big")
+                return int.from_bytes(next(iter(store._db.iterator(prefix=b"r", include_value=False)))[1:], "big")
 
             # The log may be compacted again between one look and the other.
             await until(lambda: store.base.index > 200 and first() == store.base.index + 1)

@@ -172,7 +172,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 
     LevelDBStore(tmp_path, "test", 1).close()
     damage(tmp_path, b"mformat", _sealed(msgpack.packb([FORMAT_VERSION + 1, "test", 1])))
-    with pytest.raises(WrongDirectory, match="format version 2"):
+    with pytest.raises(WrongDirectory, match=f"format version {FORMAT_VERSION + 1}"):
         LevelDBStore(tmp_path, "test", 1)
 
 
