@@ -12,7 +12,7 @@ from mysqlraft.cli.errors import EXIT_NO, EXIT_USAGE, CommandError
 from mysqlraft.config import Config
 from mysqlraft.raft.entry import HEADER_SIZE, Entry, payload_checksum
 from mysqlraft.raft.inspection import REMEDY, Copy
-from mysqlraft.raft.leveldb_store import FORMAT_VERSION
+from mysqlraft.raft.leveldb_store import FORMAT_VERSION, wrong_format
 from mysqlraft.raft.store import StoreError
 
 HELP = "show the entries of this site's log, or verify that all of it is sound"
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_owner(copy: Copy, settings: Config) -> None:
     version, cluster, site = copy.owner()
     if version != FORMAT_VERSION:
-        raise StoreError(f"{settings.data_dir} has format version {version}; this mysqlraft knows {FORMAT_VERSION}")
+        raise StoreError(wrong_format(settings.data_dir, version))
     if (cluster, site) != (settings.cluster.id, settings.own.id):
         raise StoreError(
             f"{settings.data_dir} belongs to site {site} of cluster {cluster!r}, "

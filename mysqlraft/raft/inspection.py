@@ -111,18 +111,15 @@ class Copy:
         shutil.copyfile(self._source / name, self._home / name)
 
     def bounds(self) -> tuple[int, int]:
-        """The first and the last index; (1, 0) if the log is empty."""
-        with self._database.iterator(start=b"r", stop=b"s", include_value=False) as keys:
-            first = next(keys, None)
+        """The first and the last index; the last is the smaller one if the log is empty."""
+        base = self.base()[0]
         with self._database.iterator(start=b"r", stop=b"s", include_value=False, reverse=True) as keys:
             last = next(keys, None)
-        if first is None or last is None:
-            return 1, 0
-        return max(_U64.unpack(first[1:])[0], self.base()[0] + 1), _U64.unpack(last[1:])[0]
+        return base + 1, base if last is None else max(base, _U64.unpack(last[1:])[0])
 
     def base(self) -> tuple[int, int, int]:
         """Index, term and chain of the entry before the first one; zeros if there is none, or it cannot be read."""
-        value = self._database.get(b"mbase")
+        value = self._value(b"mbase")
         return struct.unpack(">QQQ", value[8:]) if value is not None and len(value) == 32 else (0, 0, 0)
 
     def entries(self, first: int, last: int) -> Iterator[tuple[int, Entry | str]]:
@@ -167,7 +164,7 @@ class Copy:
             elif (
                 entry.kind is EntryKind.CONFIGURATION
                 and index > recovered
-                and self._database.get(b"c" + _U64.pack(index)) != entry.payload
+                and self._value(b"c" + _U64.pack(index)) != entry.payload
             ):
                 yield Finding(index, "is a configuration, and the copy of it that is read at start differs")
             else:
@@ -188,25 +185,41 @@ class Copy:
         if self._damage is not None:
             yield self._damage
         sealed: dict[str, bytes] = {}
-        for key, value in self._database.iterator(prefix=b"m"):
-            name = key.decode(errors="replace")
-            if len(value) < 8 or _U64.pack(xxh3_64_intdigest(value[8:])) != value[:8]:
-                yield f"record {name} is corrupt"
-            else:
-                sealed[name] = value[8:]
+        # Not a plain iterator: at a block that it cannot read it just ends, as if there were no more.
+        with self._database.raw_iterator() as raw:
+            try:
+                raw.seek(b"m")
+                while raw.valid() and (key := raw.key()).startswith(b"m"):
+                    name, value = key.decode(errors="replace"), raw.value()
+                    if len(value) < 8 or _U64.pack(xxh3_64_intdigest(value[8:])) != value[:8]:
+                        yield f"record {name} is corrupt"
+                    else:
+                        sealed[name] = value[8:]
+                    raw.next()
+            except plyvel.Error as error:
+                yield f"what is kept beside the log cannot be read: {error}"
+                return
         if "mformat" not in sealed:
             yield "record mformat is missing: this is no log of mysqlraft's"
         last = self.bounds()[1]
         if (commit := self._number(b"mcommit")) > last:
             yield f"everything up to {commit} was committed, and the log ends at {last}"
 
+    def _value(self, key: bytes) -> bytes | None:
+        """None if there is none, or it cannot be read."""
+        try:
+            value: bytes | None = self._database.get(key)
+        except plyvel.Error:
+            return None
+        return value
+
     def _number(self, key: bytes) -> int:
-        value = self._database.get(key)
+        value = self._value(key)
         return _U64.unpack(value[8:])[0] if value is not None and len(value) == 16 else 0
 
     def owner(self) -> tuple[int, str, int]:
         """Format version, cluster and site. Raises StoreError."""
-        value = self._database.get(b"mformat")
+        value = self._value(b"mformat")
         try:
             version, cluster, site = msgpack.unpackb((value or b"")[8:])
         except (ValueError, msgpack.UnpackException):

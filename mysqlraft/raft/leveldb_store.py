@@ -313,9 +313,7 @@ class LevelDBStore:
             return
         version, *owner = msgpack.unpackb(sealed)
         if version != FORMAT_VERSION:
-            raise WrongDirectory(
-                f"{self.directory} has format version {version}; this mysqlraft knows {FORMAT_VERSION}"
-            )
+            raise WrongDirectory(wrong_format(self.directory, version))
         if owner != [cluster, site]:
             raise WrongDirectory(
                 f"{self.directory} belongs to site {owner[1]} of cluster {owner[0]!r}, "
@@ -377,6 +375,14 @@ class LevelDBStore:
         except (plyvel.Error, OSError) as error:
             text = _text(error)
             raise StoreError(f"{self.directory} {what}: {text}{_remedy(text)}") from error
+
+
+def wrong_format(directory: Path, version: int) -> str:
+    """What is to be said of another format, and done about it."""
+    return (
+        f"{directory} has format version {version}; this mysqlraft knows {FORMAT_VERSION}: run the one that wrote it, "
+        "or remove the site from the cluster, empty the directory and let it rejoin as a new member"
+    )
 
 
 def _text(error: Exception) -> str:

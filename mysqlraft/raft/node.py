@@ -266,6 +266,7 @@ class Node:
 
     def compact(self, index: int) -> int:
         """See RaftCore.compact. The space is freed later, and slowly."""
+        self._ticker.catch_up()
         reached = self._participant.compact(index)
         self._schedule_pump()
         return reached

@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 from mysqlraft.raft.beat import to_beat
 
+HEAR_SECONDS = 0.001
+"""Within this time the loop gets to what came in while it stood still."""
+
 
 class Ticker:
     """Invariant: the timer goes off `_quiet` + 1 ticks after `_at`."""
@@ -79,13 +82,20 @@ class Ticker:
         self._timer = self._loop.call_at(due, self._go_off)
 
     def _go_off(self) -> None:
+        late = self._loop.time() >= self._at + (self._quiet + 2) * self._seconds
+        if late and self._quiet:
+            # After a stall (a suspended machine, a long pause, a busy loop) what came in meanwhile is heard before the
+            # last tick does anything. The others do nothing: not to count them would have a leader that is busy late
+            # with its heartbeat once more, and again and again.
+            self._timer = self._loop.call_at(self._loop.time() + HEAR_SECONDS, self._go_off)
+            self.catch_up()
+            return
         ticks, self._quiet = self._quiet + 1, 0
-        if self._loop.time() < self._at + (ticks + 1) * self._seconds:
-            self._count(ticks)
-        else:
-            # After a stall (a suspended machine, a long pause) time is not caught up: that would start elections.
-            self._begin()
-            self._passed(1)
-        self._due()
-        if self._timer is not None:  # else stopped meanwhile
-            self._set()
+        self._count(ticks)
+        if late:
+            self._begin()  # more of the time that it stood still is not caught up: that would start elections
+        try:
+            self._due()
+        finally:
+            if self._timer is not None:  # else stopped meanwhile
+                self._set()

@@ -12,6 +12,7 @@ import pytest
 from mysqlraft.raft import Entry, HardState, LevelDBStore, StoreError, Write
 from mysqlraft.raft.inspection import Copy, Finding
 from mysqlraft.raft.leveldb_store import FORMAT_VERSION, _configuration_key, _entry_key
+from mysqlraft.raft.store import Base, Rebase
 from tests.raft.cluster import chained, configuration
 
 THREE = configuration(3)
@@ -119,6 +120,31 @@ def test_a_missing_entry(store: LevelDBStore) -> None:
     assert findings(damaged(store, _entry_key(4), None)) == [Finding(4, "is missing")]
 
 
+def test_a_missing_beginning(store: LevelDBStore) -> None:
+    directory = damaged(store, _entry_key(1), None)
+    with Copy(directory) as copy:
+        assert copy.bounds() == (1, 6)
+    assert findings(directory)[0] == Finding(1, "is missing")
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_log_of_which_all_is_compacted_is_sound(store: LevelDBStore, swept: bool) -> None:
+    base = Base(6, 3, ENTRIES[5].chain)
+    store.write([Write(rebase=Rebase(base, (1, THREE), True)), Write(commit=6)])
+    while swept and store.sweep(2):
+        pass
+    with Copy(store.directory) as copy:
+        assert copy.bounds() == (7, 6)
+        assert list(copy.verify(*copy.bounds())) == []
+
+
+def test_a_log_that_a_snapshot_has_replaced_is_sound(store: LevelDBStore) -> None:
+    store.write([Write(rebase=Rebase(Base(9, 3, 1), (1, THREE), False)), Write(commit=9)])
+    with Copy(store.directory) as copy:
+        assert copy.bounds() == (10, 9)
+        assert list(copy.verify(*copy.bounds())) == []
+
+
 def test_an_entry_of_another_log(store: LevelDBStore) -> None:
     """Sound in itself, and not the one that was written there."""
     other = Entry(4, 2, ENTRIES[3].kind, payload=b"other", previous_chain=ENTRIES[2].chain)
@@ -183,11 +209,22 @@ def test_a_record_damaged_in_its_table(store: LevelDBStore) -> None:
 def test_a_table_whose_structure_is_damaged(store: LevelDBStore) -> None:
     directory = damaged_table(store, ENTRIES[2].record[:30], -2)
     found = findings(directory, 1, 6)
-    print(found)
     assert found
     assert found[0].index == 3
     with pytest.raises(StoreError):
         LevelDBStore(directory, "test", 1)
+
+
+def test_a_table_that_cannot_be_read_at_all(store: LevelDBStore) -> None:
+    store._db.compact_range()
+    store.close()
+    (table,) = (store.directory / "log").glob("*.ldb")
+    table.write_bytes(table.read_bytes()[:-8] + bytes(8))
+    with Copy(store.directory) as copy:
+        found = [finding.problem for finding in copy.verify(*copy.bounds()) if finding is not None]
+        assert found[0].startswith("what is kept beside the log cannot be read")
+        with pytest.raises(StoreError, match="mformat"):
+            copy.owner()
 
 
 def test_a_copy_does_not_fill_the_disk(store: LevelDBStore, monkeypatch: pytest.MonkeyPatch) -> None:

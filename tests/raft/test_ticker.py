@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -145,13 +146,54 @@ def test_what_a_tick_does_is_not_done_before_its_time(loop: Loop) -> None:
 
 
 def test_time_is_not_caught_up_after_a_stall(loop: Loop) -> None:
-    core = Counting()
+    core = Counting(loop.time)
     ticker = ticker_of(core)
     ticker.start()
     loop.now = loop.due + 3.0
-    assert loop.run_until(loop.now) == 1
-    assert (core.ticks, core.did) == (1, [])
-    assert SECONDS / 2 <= loop.due - 3 * SECONDS - loop.now <= 3 * SECONDS / 2
+    loop.run_until(loop.now)
+    assert (core.ticks, core.did) == (4, []), "those that it slept through, which do nothing"
+    loop.run_until(loop.now + 0.01)
+    assert core.ticks == 5
+    assert SECONDS / 2 <= loop.due - 4 * SECONDS - loop.now <= 3 * SECONDS / 2
+
+
+def test_what_came_in_during_a_stall_is_heard_first(loop: Loop) -> None:
+    core = Counting(loop.time)
+    ticker = ticker_of(core)
+    ticker.start()
+    loop.now = loop.due + 3.0
+    loop.run_until(loop.now)
+    ticker.catch_up()
+    core.elapsed = 0
+    ticker.settle()
+    loop.run_until(loop.now + 4 * SECONDS)
+    assert core.did == []
+
+
+def test_who_is_late_each_time_is_not_later_each_time(loop: Loop) -> None:
+    """A busy loop gets to its timers a tick and a half late: a heartbeat leaves as much later, not a period later."""
+    core = Counting(loop.time)
+    ticker = ticker_of(core)
+    ticker.start()
+    begun = loop.now
+    while len(core.did) < 10:
+        loop.now = max(loop.now, loop.due) + 1.5 * SECONDS
+        loop.run_until(loop.now)
+    for before, after in pairwise([begun, *core.did]):
+        assert after - before < (core.patience + 1.5 + 1.5 + 1) * SECONDS
+
+
+def test_it_goes_on_whatever_became_of_a_tick(loop: Loop) -> None:
+    def failing() -> None:
+        raise RuntimeError("in a callback")
+
+    core = Counting(loop.time)
+    ticker = ticker_of(core, failing)
+    ticker.start()
+    handler: list[object] = []
+    loop.call_exception_handler = handler.append  # type: ignore[attr-defined]
+    loop.run_until(loop.now + 2)
+    assert len(handler) == len(core.did) > 2
 
 
 def test_it_stops(loop: Loop) -> None:
