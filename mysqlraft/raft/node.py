@@ -481,15 +481,20 @@ class Node:
     def _schedule_pump(self) -> None:
         if not self._pump_scheduled and self._writer is not None:
             self._pump_scheduled = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._scheduled_pump)
+
+    def _scheduled_pump(self) -> None:
+        self._pump_scheduled = False
+        self._pump()
 
     def _pump(self) -> None:
-        self._pump_scheduled = False
         if self._stopped or self.failed.done():
             return
         try:
             ready = self._participant.ready()
             self._ticker.settle()
+            if self._participant.observing:
+                self._schedule_pump()
             if ready is None:
                 return
             self._take(ready)

@@ -18,7 +18,8 @@ from mysqlraft.raft.snapshot import Snapshot, SnapshotReceiver, SnapshotWork
 from mysqlraft.raft.store import Store
 
 OBSERVE_BYTES = 1024 * 1024
-"""How much of the log is looked at in one go for proposals of ours that have committed."""
+"""How much of the log is looked at in one go for proposals of ours that have committed: after a restart, all that the
+recorded commit index is behind is there at once, and reading it takes longer than heartbeats may wait."""
 
 
 class Participant:
@@ -87,6 +88,12 @@ class Participant:
         self.forwarder.restart()
         return True
 
+    @property
+    def observing(self) -> bool:
+        """Whether not all that is committed has been looked at: `ready` is to be called again, though nothing comes
+        in."""
+        return self._observed < self.core.log.commit
+
     def ready(self) -> Ready | None:
         core, receiver = self.core, self.receiver
         if receiver.snapshot is not None:
@@ -94,8 +101,8 @@ class Participant:
                 receiver.drop()
             elif (request := receiver.take_request(core.term, core.leader)) is not None:
                 core.post(request)
-        if self._observed < core.log.commit:
-            self._observe()
+        if self.observing:
+            self._observe_slice()
         self.forwarder.follow(core.leader, core.term)
         for forward in self.forwarder.take():
             if forward.to == self.site:
@@ -138,11 +145,16 @@ class Participant:
             self.core.post(status)
 
     def _observe(self) -> None:
+        while self.observing:
+            self._observe_slice()
+
+    def _observe_slice(self) -> None:
         log = self.core.log
         self._observed = max(self._observed, log.base.index)
-        while self._observed < log.commit:
-            entries = log.slice(self._observed + 1, log.commit, OBSERVE_BYTES)
-            for entry in entries:
-                if entry.origin == self.site:
-                    self.forwarder.committed(entry.session, entry.sequence)
-            self._observed = entries[-1].index
+        if not self.observing:
+            return
+        entries = log.slice(self._observed + 1, log.commit, OBSERVE_BYTES)
+        for entry in entries:
+            if entry.origin == self.site:
+                self.forwarder.committed(entry.session, entry.sequence)
+        self._observed = entries[-1].index

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +27,7 @@ from mysqlraft.raft.handshake import MAGIC
 from mysqlraft.raft.link import Link, _Outgoing
 from mysqlraft.raft.messages import AppendRequest, AppendResponse, Heartbeat, Message
 from mysqlraft.raft.progress import ProgressState
-from mysqlraft.raft.store import Write
+from mysqlraft.raft.store import HardState, Write
 from mysqlraft.raft.transport import Transport
 from mysqlraft.raft.wire import LENGTH, PROTOCOL_VERSION
 from tests.raft.everybody import Everybody
@@ -187,6 +187,42 @@ def test_a_restarted_site_knows_what_was_committed(tmp_path: Path) -> None:
             again = await made.start(1)  # alone: no leader can tell it
             assert again.commit_index == commit
             assert delivered(again) == {1: [b"x" * 1000]}
+
+    run(work())
+
+
+def test_what_the_recorded_commit_index_is_behind_is_looked_at_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy site that is killed records it seconds behind: the loop must not stand still for all of that."""
+    monkeypatch.setattr("mysqlraft.raft.participant.OBSERVE_BYTES", 1)
+    configured = members(1)
+    with closing(LevelDBStore(tmp_path / "1", "test", 1)) as store:
+        bootstrap(store, configured)
+        (first,) = store.entries(1, 1, 1)
+        entries = [first]
+        for sequence in range(1, 1001):
+            follows = entries[-1]
+            payload = f"{sequence}".encode()
+            entries.append(Entry(follows.index + 1, 1, EntryKind.DATA, 1, 1, sequence, payload, follows.chain))
+        store.write([Write(HardState(1, 1), entries[1:])])
+
+    async def work() -> None:
+        made = Cluster(configured, tmp_path)
+        node = await made.start(1)
+        try:
+            looking = create_autospec(node._participant._observe_slice, side_effect=node._participant._observe_slice)
+            monkeypatch.setattr(node._participant, "_observe_slice", looking)
+            node.propose(1, 1000, b"1000")
+            pumps = 0
+            while node.outstanding_proposals:
+                before = looking.call_count
+                await asyncio.sleep(0)
+                pumps += 1
+                assert looking.call_count - before < 5, "in one turn of the loop"
+            assert pumps > 200
+        finally:
+            await made.stop(1)
 
     run(work())
 
