@@ -13,6 +13,7 @@ from typing import Protocol
 
 from benchmarks.raft.processes import Cluster, Program
 from mysqlraft.certificates import make
+from mysqlraft.raft.limits import Limits
 from mysqlraft.sandbox.installation import cache_directory
 from mysqlraft.sandbox.links import Links
 from mysqlraft.sandbox.ports import LOOPBACK, reserve_port
@@ -54,12 +55,21 @@ def ports(count: int, stack: ExitStack) -> list[str]:
 class Ours:
     packages: tuple[str, ...] = ()
 
-    def __init__(self, name: str = "ours", tls: bool = False, round_trip: float = 0.0, tick: float = 0.1) -> None:
-        """`round_trip`: seconds that a message and its answer take, over relays; 0 for none."""
+    def __init__(
+        self,
+        name: str = "ours",
+        tls: bool = False,
+        round_trip: float = 0.0,
+        tick: float = 0.1,
+        window: int = Limits().window_bytes,
+    ) -> None:
+        """`round_trip`: seconds that a message and its answer take, over relays; 0 for none. `window`: bytes on the way
+        to each other node."""
         self.name = name
         self._tls = tls
         self._round_trip = round_trip
         self._tick = tick
+        self._window = window
 
     def prepare(self) -> None:
         pass
@@ -84,7 +94,7 @@ class Ours:
 
         programs = [
             python(
-                "ours", directory / str(site), site, self._tick, certificates,
+                "ours", directory / str(site), site, self._tick, self._window, certificates,
                 *[f"{addresses[other - 1]}/{reached(site, other)}" for other in sites],
             )
             for site in sites

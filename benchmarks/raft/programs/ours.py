@@ -1,7 +1,7 @@
 """One node of ours, as the daemon runs it: the real driver, transport and store, and proposals from here.
 
-argv: directory, site, tick in seconds, directory of certificates or "", then for every site (from 1 on) where it
-listens and, separated by "/", where this site reaches it.
+argv: directory, site, tick in seconds, bytes on the way to each other node, directory of certificates or "", then for
+every site (from 1 on) where it listens and, separated by "/", where this site reaches it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import uvloop
 from mysqlraft import collector
 from mysqlraft.certificates import settings
 from mysqlraft.raft import Configuration, LevelDBStore, Node, Server, bootstrap
+from mysqlraft.raft.limits import Limits
 from mysqlraft.raft.tls import load
 
 CLUSTER = "benchmark"
@@ -73,7 +74,7 @@ def payload(size: int) -> bytes:
     return (b"\x00\xff" * size)[:size]
 
 
-async def serve(directory: str, own: str, tick: str, certificates: str, *where: str) -> None:
+async def serve(directory: str, own: str, tick: str, window: str, certificates: str, *where: str) -> None:
     site = int(own)
     listens, reached = zip(*[each.split("/") for each in where], strict=True)
     configuration = Configuration(Server(each, f"site{each}", address) for each, address in enumerate(listens, 1))
@@ -84,6 +85,7 @@ async def serve(directory: str, own: str, tick: str, certificates: str, *where: 
     node = Node(
         site, CLUSTER, store, listens[site - 1],
         addresses=dict(enumerate(reached, 1)),
+        limits=Limits(window_bytes=int(window)),
         tick_seconds=float(tick),
         tls=load(Path(files["certificate"]), Path(files["key"]), Path(files["ca"]), name) if files else None,
     )  # fmt: skip
