@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pymysql
+from pymysql.constants import ER
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
@@ -17,7 +18,9 @@ def table_missing(name: str, rows: int) -> Callable[[Connection[Cursor]], list[s
             with connection.cursor() as cursor:
                 cursor.execute(f"SELECT COUNT(*) FROM bench.{name}")
                 row = cursor.fetchone()
-        except pymysql.err.ProgrammingError:
+        except pymysql.MySQLError as error:
+            if error.args[0] not in (ER.BAD_DB_ERROR, ER.NO_SUCH_TABLE):
+                raise
             return [f"no table bench.{name}"]
         found = int(row[0]) if row else 0
         return [] if found >= rows else [f"{found} of {rows} rows in bench.{name}"]
