@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pymysql
-from pymysql.constants import ER
 from pymysql.connections import Connection
+from pymysql.constants import ER
 from pymysql.cursors import Cursor
 
 
