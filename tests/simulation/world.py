@@ -208,7 +208,9 @@ class Site:
         """Feed the FSM what is committed and on disk here, from a snapshot if the log does not reach back so far."""
         log, ledger, checks = self.participant.core.log, self.ledger, self._world.checks
         base, end = log.base.index, min(log.commit, log.stable)
-        if ledger.index < base <= end:
+        if ledger.index < base:
+            if end < base:
+                return  # a snapshot's base is being written
             latest = self.snapshots.latest()
             if latest is None or latest.last_index < base:
                 raise Violation(
@@ -562,7 +564,10 @@ class World:
         """By one with empty disks, if it is no member any more and no site takes it for one still: that one could be
         elected by it, which has forgotten what it had acknowledged, or promote it before it hears of the loss. So ids
         are not to be used again before."""
-        latest = [each.store.configurations()[-1:] for each in self.sites.values() if each is not site]
+        others = [each for each in self.sites.values() if each is not site]
+        latest = [each.store.configurations()[-1:] for each in others]
+        # What is on no disk yet counts, too.
+        latest += [[*each.participant.core.log.configurations[-1:]] for each in others if each.alive]
         counted = any(site.id in configuration for each in latest for _, configuration in each)
         if not (counted or self.checks.is_member(site.id)):
             site.crash(0)
