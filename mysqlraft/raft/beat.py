@@ -11,6 +11,8 @@ import time
 
 _ORIGIN = int(time.monotonic() * 1000) / 1000
 """In whole milliseconds, as uvloop counts: what is due together gets the same deadline."""
+HEAR_SECONDS = 0.001
+"""Within this time the loop gets to what came in while it stood still."""
 
 
 def to_beat(seconds: float) -> float:

@@ -36,6 +36,7 @@ class Frames(asyncio.Protocol, ABC):
         self.closed = False
         self.max_frame = MAX_HELLO_BYTES
         self.heard_at = time.monotonic()
+        """Moved on by the time in which this process stood still, see `stood_still`."""
         self._chunks: list[bytes] = []
         """The beginning of a frame."""
         self._missing = 0
@@ -85,6 +86,15 @@ class Frames(asyncio.Protocol, ABC):
             start = end
         if start < size and not self.closed:
             self._chunks.append(data[start:])
+
+    def stood_still(self, seconds: float) -> None:
+        """This process did not run for so long, and could not hear anybody: that time does not count as silence."""
+        self.heard_at = min(time.monotonic(), self.heard_at + max(0.0, seconds))
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long this process has run and heard nothing."""
+        return time.monotonic() - self.heard_at
 
     @abstractmethod
     def on_frame(self, fields: list[Any]) -> None:

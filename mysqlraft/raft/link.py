@@ -11,7 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from mysqlraft.raft.beat import to_beat
+from mysqlraft.raft.beat import HEAR_SECONDS, to_beat
 from mysqlraft.raft.channel import BUFFER_BYTES, PING_SECONDS, SILENCE_SECONDS, Channel
 from mysqlraft.raft.frames import HELLO, PING, PONG, Frames
 from mysqlraft.raft.handshake import HANDSHAKE_SECONDS, Handshake
@@ -194,16 +194,24 @@ class Link:
         return None, problem
 
     async def _watch(self, connection: _Outgoing) -> str:
-        """Until the connection is lost: why it was."""
+        """Until the connection is lost: why it was. Silence is only the time in which this process could have heard
+        something: after a stall of its own (a halted process, a paused machine) the peer is given the rest of it."""
+        silence = SILENCE_SECONDS[self.channel]
         while True:
             connection.ping()
-            await asyncio.wait([connection.lost], timeout=to_beat(PING_SECONDS[self.channel]))
-            if connection.lost.done():
-                return "the connection was lost"
+            wait = to_beat(PING_SECONDS[self.channel])
+            due = time.monotonic() + wait
+            await asyncio.wait([connection.lost], timeout=wait)
+            connection.stood_still(time.monotonic() - due)
             if self.delivers:
                 connection.heard_at = time.monotonic()
-            if time.monotonic() - connection.heard_at > SILENCE_SECONDS[self.channel]:
-                return f"nothing heard for {SILENCE_SECONDS[self.channel]:.0f} s"
+            if connection.silent_seconds > silence and not connection.lost.done():
+                # What came in during a stall may still be in the socket.
+                await asyncio.wait([connection.lost], timeout=HEAR_SECONDS)
+            if connection.lost.done():
+                return "the connection was lost"
+            if connection.silent_seconds > silence:
+                return f"nothing heard for {silence:.0f} s"
 
     def _report(self, problem: str) -> None:
         """Once for each new problem, not for each attempt."""

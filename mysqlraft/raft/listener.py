@@ -140,11 +140,13 @@ class Listener:
         for connection in [each for each in self.incoming if each.site and each.site not in sites]:
             connection.abort()
 
-    def close_silent(self) -> None:
-        """Close the connections whose other end has vanished, and those of who does not say who it is."""
+    def close_silent(self, stood_still: float) -> None:
+        """Close the connections whose other end has vanished, and those of who does not say who it is. This process
+        did not run for so many seconds since this was called last."""
         now = time.monotonic()
         for connection in list(self.incoming):
-            silent = now - connection.heard_at > 2 * SILENCE_SECONDS[connection.channel]
+            connection.stood_still(stood_still)
+            silent = connection.silent_seconds > 2 * SILENCE_SECONDS[connection.channel]
             # Who has not said who it is has to do so at once: byte by byte, it could take hours.
             late = not connection.site and now - connection.dialled_at > HANDSHAKE_SECONDS
             if silent or late:

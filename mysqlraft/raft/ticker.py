@@ -10,10 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from mysqlraft.raft.beat import to_beat
-
-HEAR_SECONDS = 0.001
-"""Within this time the loop gets to what came in while it stood still."""
+from mysqlraft.raft.beat import HEAR_SECONDS, to_beat
 
 
 class Ticker:

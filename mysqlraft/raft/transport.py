@@ -183,9 +183,12 @@ class Transport:
     async def _keep_house(self) -> None:
         """Gossip, and close incoming connections whose other end has vanished."""
         while True:
-            await asyncio.sleep(to_beat(GOSSIP_SECONDS))
+            wait = to_beat(GOSSIP_SECONDS)
+            due = time.monotonic() + wait
+            await asyncio.sleep(wait)
+            stood_still = time.monotonic() - due
             if self._status:
                 body = msgpack.packb((GOSSIP, self._status))
                 for links in self._links.values():
                     links[Channel.CONTROL].send_bodies([body])
-            self.listener.close_silent()
+            self.listener.close_silent(stood_still)

@@ -544,6 +544,80 @@ def test_a_slow_line_is_not_a_dead_one(then: str, monkeypatch: pytest.MonkeyPatc
     with_transports(work)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
+    """All links are pinged often, and given up soon: after so many seconds."""
+    silence = 0.4
+    for channel in Channel:
+        monkeypatch.setitem(PING_SECONDS, channel, 0.1)
+        monkeypatch.setitem(SILENCE_SECONDS, channel, silence)
+    monkeypatch.setattr("mysqlraft.raft.transport.GOSSIP_SECONDS", 0.1)
+    return silence
+
+
+def test_who_stood_still_does_not_take_its_peers_for_dead(impatient: float) -> None:
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        await until(lambda: first.connected(2) and first.round_trip(2) is not None)
+        made, resets = set(second.listener.incoming), len(ends.resets)
+        for _ in range(3):
+            time.sleep(3 * impatient)  # noqa: ASYNC251 - a halted process
+            awake = time.monotonic()
+            await until(lambda awake=awake: all(each.heard_at > awake + impatient / 2 for each in made))  # type: ignore[misc]
+        assert (second.listener.incoming, len(ends.resets)) == (made, resets)
+
+    with_transports(work)
+
+
+def test_what_came_in_while_this_site_stood_still_is_heard_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read after the timer has gone off, which is the order of uvloop."""
+    monkeypatch.setattr("mysqlraft.raft.link.HEAR_SECONDS", 10.0)
+    monkeypatch.setattr("mysqlraft.raft.link.to_beat", lambda seconds: 0.0)
+    pings = 0
+
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        first.set_peers({})
+        link = Link(
+            2, "127.0.0.1:1", Channel.CONTROL, first.handshake, Random(1), lambda link: None, lambda error: None
+        )
+        link.task.cancel()
+        connection = _Outgoing()
+
+        def ping() -> None:
+            nonlocal pings
+            pings += 1
+            if pings == 1:
+                connection.heard_at -= 100
+                asyncio.get_running_loop().call_later(0.05, heard)
+
+        def heard() -> None:
+            connection.heard_at = time.monotonic()
+            connection.lost.set_result(None)
+
+        connection.ping = ping  # type: ignore[method-assign]
+        assert await link._watch(connection) == "the connection was lost"
+
+    with_transports(work)
+
+
+def test_a_dead_line_is_found_by_a_busy_site_too(impatient: float) -> None:
+    """Its loop stands still again and again."""
+
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        peer = SlowPeer()
+        async with await asyncio.start_server(peer.serve, "127.0.0.1", 0) as server:
+            first.set_peers({2: f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+            await until(lambda: first.connected(2))
+            link = first._links[2][Channel.BULK]
+            while link.connection is not None:
+                time.sleep(impatient / 2)  # noqa: ASYNC251 - a busy loop
+                await asyncio.sleep(0.001)
+            assert link.problem == "nothing heard for 0 s"
+            first.set_peers({})
+            peer.over = True
+
+    with_transports(work)
+
+
 def test_a_connection_that_has_just_been_lost_delivers_nothing() -> None:
     """With TLS, its socket is gone a moment before anybody is told."""
 
