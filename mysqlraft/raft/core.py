@@ -455,7 +455,7 @@ class RaftCore:
         if self.members.configuration is not None and self.members.are_forced:
             self._append(EntryKind.CONFIGURATION, self.members.configuration.encode())
         self.followers.begin()
-        self._transfer.lead(0 if self.members.is_witness else self.limits.preference_ticks)
+        self._transfer.lead(self.limits.preference_ticks)
 
     # ---- votes ----------------------------------------------------------------------------------------------------
 

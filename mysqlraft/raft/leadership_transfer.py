@@ -26,13 +26,13 @@ class LeadershipTransfer:
         self.target = NOBODY
 
     def lead(self, stable_ticks: int) -> None:
-        """This site leads from now on, and gives way to who has been fit to for so long."""
-        self._preference = Preference(stable_ticks)
+        """This site leads from now on, and gives way to who has been fit to for so long; a witness at once."""
+        self._preference = Preference(stable_ticks, at_once=self._members.is_witness)
 
     @property
     def ahead(self) -> bool:
         """Whether one is under way, or will be before long."""
-        return self.target != NOBODY or self._better() is not None
+        return self.target != NOBODY or bool(self._better())
 
     def begin(self, target: int) -> None:
         self.target = target
@@ -64,22 +64,23 @@ class LeadershipTransfer:
         """A tick has passed: the voter to give way to, which should rather lead and has been fit to for long enough,
         and why; None if there is none."""
         better = self._better()
-        if not self._preference.tick(better[0].site if better is not None else NOBODY) or better is None:
+        self._preference.tick([server.site for server in better])
+        configuration, failures = self._members.configuration, self._preference.failures
+        # Who has failed may do so again, while another could lead.
+        chosen = max(better, key=lambda each: (-failures(each.site), self._followers.fitness(each)), default=None)
+        if configuration is None or chosen is None or not self._preference.due(chosen.site):
             return None
-        chosen, own = better
+        own = configuration.servers[self._site]
         why = f"which has priority {chosen.priority} (own: {own.priority})" if own.rank[0] else "this is a witness"
         return chosen.site, why
 
-    def _better(self) -> tuple[Server, Server] | None:
-        """The voter that should rather lead and is fit to, and this one; None if there is none."""
+    def _better(self) -> list[Server]:
+        """The voters that should rather lead than this one, and are fit to."""
         configuration = self._members.configuration
         if configuration is None or self._site not in configuration:
-            return None
-        servers, followers = configuration.servers, self._followers
-        own = servers[self._site]
-        better = [site for site in configuration.voters if servers[site].rank > own.rank and followers.caught_up(site)]
-        chosen = max((servers[site] for site in better), key=followers.fitness, default=None)
-        return None if chosen is None else (chosen, own)
+            return []
+        rank, caught_up = configuration.servers[self._site].rank, self._followers.caught_up
+        return [server for server in self._other_voters() if server.rank > rank and caught_up(server.site)]
 
     def _other_voters(self) -> list[Server]:
         configuration = self._members.configuration

@@ -20,7 +20,8 @@ class Limits:
     watchdog_ticks: int = 80
     """A pipeline in which nothing is acknowledged for this long, though the follower lives, starts again."""
     preference_ticks: int = 100
-    """A voter that should rather lead than the leader has to be fit for it for this long before it takes over."""
+    """A voter that should rather lead than the leader has to be fit for it for this long before it takes over. A
+    witness that leads waits only after a transfer that failed."""
     cache_bytes: int = 16 * 1024 * 1024
     """Entries kept in memory after they are on disk."""
     snapshot_chunk_bytes: int = 256 * 1024

@@ -23,6 +23,7 @@ from mysqlraft.raft import (
     Server,
     Write,
 )
+from mysqlraft.raft.core import WITNESS_PATIENCE
 from mysqlraft.raft.entry import payload_checksum
 from mysqlraft.raft.messages import (
     AppendRequest,
@@ -874,6 +875,63 @@ def test_witness_leads_while_nobody_else_can_and_hands_over_as_soon_as_another_h
     assert led
     assert is_leader(cluster.sites[2].core)
     assert cluster.sites[2].core.log.term(3) == 2
+
+
+def witness_leads(cluster: Cluster) -> RaftCore:
+    """Site 3 of WITNESSED is elected, which waits longer than others would."""
+    for _ in range(WITNESS_PATIENCE):
+        cluster.campaign(3)
+    return cluster.elect(3)
+
+
+def attempts(cluster: Cluster, leader: RaftCore, ticks: int) -> list[tuple[int, int]]:
+    """When `leader` began to hand over, and to whom."""
+    begun = []
+    before = leader.transferee
+    for tick in range(ticks):
+        cluster.tick()
+        if leader.transferee not in (before, NOBODY):
+            begun.append((tick, leader.transferee))
+        before = leader.transferee
+    return begun
+
+
+def test_witness_after_a_failed_transfer_the_next_one_waits() -> None:
+    """Site 1 hears and acknowledges, and does not take over. A transfer stops the proposals for an election timeout."""
+    cluster = Cluster(WITNESSED)
+    cluster.down.add(2)
+    cluster.drop = lambda message: isinstance(message, TimeoutNow)
+    leader = witness_leads(cluster)
+    begun = attempts(cluster, leader, 60 * STABLE)
+    waits = [round((later - earlier) / STABLE) for (earlier, _), (later, _) in pairwise(begun)]
+    assert waits[:5] == [2, 4, 8, 8, 8]
+    assert is_leader(leader)
+    assert leader.accepts_proposals
+
+
+def test_witness_when_one_voter_cannot_take_over_another_does_at_once() -> None:
+    """The one that fits better is tried first, whoever it is, and again only after the other."""
+    for unable in (1, 2):
+        cluster = Cluster(WITNESSED)
+        cluster.drop = lambda message, unable=unable: isinstance(message, TimeoutNow) and message.to == unable  # type: ignore[misc]
+        leader = witness_leads(cluster)
+        begun = attempts(cluster, leader, 2 * LIMITS.election_ticks)
+        assert is_leader(cluster.sites[3 - unable].core), begun
+
+
+def test_priority_equals_that_acknowledge_by_turns_do_not_begin_anew_by_turns() -> None:
+    """Each has been fit all the time, whichever of the two is ahead at the moment."""
+    cluster = Cluster(ranked(("voter", 5), ("voter", 5), ("voter", 0)))
+    leader = cluster.elect(3)
+    for tick in range(2 * STABLE):
+        if not is_leader(leader):
+            break
+        late = 1 + tick % 2
+        cluster.drop = lambda message, late=late: isinstance(message, AppendResponse) and message.sender == late  # type: ignore[misc]
+        cluster.propose(3, b"x")
+        cluster.heal()
+        cluster.tick()
+    assert not is_leader(leader)
 
 
 def test_witness_is_not_handed_the_leadership() -> None:

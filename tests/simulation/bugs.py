@@ -302,8 +302,8 @@ def equals_take_the_leadership_from_each_other(patch: Any) -> None:
     def preferred(self: LeadershipTransfer) -> tuple[int, str] | None:
         others = [server for server in self._other_voters() if self._followers.caught_up(server.site)]
         chosen = max(others, key=self._followers.fitness, default=None)
-        due = self._preference.tick(NOBODY if chosen is None else chosen.site)
-        return (chosen.site, "why not") if chosen is not None and due else None
+        self._preference.tick([] if chosen is None else [chosen.site])
+        return (chosen.site, "why not") if chosen is not None and self._preference.due(chosen.site) else None
 
     patch(LeadershipTransfer, "preferred", preferred)
 
