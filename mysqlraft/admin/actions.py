@@ -52,6 +52,8 @@ def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], site
 
     async def transfer(wish: dict[str, Any]) -> dict[str, Any]:
         seconds = _seconds(wish)
+        if "site" in wish and not wish["site"]:
+            raise NotDone(Outcome.INVALID, "site: is nobody; a member's name or id, or nothing for the fittest voter")
         return await perform(Request.parse(TRANSFER, wish), seconds)
 
     async def barrier(wish: dict[str, Any]) -> dict[str, Any]:
@@ -112,8 +114,10 @@ def _seconds(wish: dict[str, Any]) -> float:
 
 def _index(wish: dict[str, Any]) -> int:
     index = wish.pop("index", None)
-    if type(index) is not int or index < 0:
+    if index is None:
         raise NotDone(Outcome.INVALID, "index: is missing: a log index")
+    if type(index) is not int or not 0 <= index < 1 << 63:
+        raise NotDone(Outcome.INVALID, f"index: {index!r:.40} is not a log index")
     return index
 
 

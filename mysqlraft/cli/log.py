@@ -28,7 +28,8 @@ it needs as much room again, and an account that may read data_dir. It never wri
 origin, session and sequence name a proposal: which site captured it, in which run, and which one it was. chain is the
 checksum of the whole log up to an entry: at two sites it is the same at the same index, or their logs differ.
 
-exit status: 0 the log is sound; 1 it is not, and what was found is printed; 2 there is no such log
+exit status: 0 the log is sound; 1 it is not, and what was found is printed; 2 there is no such log, or
+no such entries in it
 """
 
 SHOWN = 20
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
             default = max(first, (args.last or last) - SHOWN + 1) if args.what == "show" else first
             wanted = args.first or default, args.last or last
             if not first <= wanted[0] <= wanted[1] <= last and not (last < first and args.what == "verify"):
-                raise CommandError(f"the log holds the entries {first} to {last}, not {wanted[0]} to {wanted[1]}")
+                held = f"the entries {first} to {last}" if first <= last else "no entries"
+                raise CommandError(f"the log holds {held}, not {wanted[0]} to {wanted[1]}", EXIT_USAGE)
             act: Callable[[Copy, int, int, bool], int] = _show if args.what == "show" else _verify
             return act(copy, *wanted, args.json)
     except StoreError as error:

@@ -122,17 +122,7 @@ def _done(args: argparse.Namespace) -> str:
 
 def plain(configuration: Configuration) -> list[dict[str, Any]]:
     """Members as `members list --json` shows them, but for what only a running cluster knows."""
-    return [
-        {
-            "id": server.site,
-            "name": server.name,
-            "address": server.address,
-            "voter": server.voter,
-            "witness": server.witness,
-            "priority": server.priority,
-        }
-        for server in configuration.servers.values()
-    ]
+    return [{"id": site, **server.shown()} for site, server in configuration.servers.items()]
 
 
 def _members(status: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ and any majority of the new one share a voter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
@@ -17,6 +18,9 @@ SITE_IDS = range(1, 16)
 PRIORITIES = range(101)
 NOBODY = 0
 """No site's id."""
+# What a site's file can say, too: a member that none could name would be of no use, and nobody could be rid of it.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:\s\x00-\x1f\x7f]+):([0-9]{1,5})")
 
 
 class ConfigurationError(ValueError):
@@ -50,6 +54,17 @@ class Server(NamedTuple):
             return "witness" if self.voter else "nonvoting witness"
         return "voter" if self.voter else "nonvoter"
 
+    def shown(self) -> dict[str, str | bool | int]:
+        """What is shown of it, beside its id."""
+        return {
+            "name": self.name,
+            "address": self.address,
+            "kind": self.kind,
+            "voter": self.voter,
+            "witness": self.witness,
+            "priority": self.priority,
+        }
+
 
 class Change(Enum):
     """A change of one member. Its value is its name in the admin API."""
@@ -65,7 +80,7 @@ class Change(Enum):
 class Configuration:
     """An immutable set of servers.
 
-    Invariants: site ids, names and addresses are unique; there is at least one voter that is no witness.
+    Invariants: site ids, names and addresses are unique and well formed; at least one voter is no witness.
     """
 
     __slots__ = ("_nonvoters", "_servers", "_voters")
@@ -78,9 +93,17 @@ class Configuration:
         for server in ordered:
             if server.site not in SITE_IDS:
                 raise ConfigurationError(f"site id {server.site} is not in 1..15")
-            host, colon, port = server.address.rpartition(":")
-            if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-                raise ConfigurationError(f"site {server.site}: address {server.address!r} is not host:port")
+            if not _NAME.fullmatch(server.name):
+                raise ConfigurationError(
+                    f"site {server.site}: name {server.name!r:.80} is not 1 to 64 letters, digits, '.', '_' or '-', "
+                    "beginning with a letter or digit"
+                )
+            address = _ADDRESS.fullmatch(server.address)
+            if address is None or not 0 < int(address[1]) < 65536:
+                raise ConfigurationError(
+                    f"site {server.site}: address {server.address!r:.80} is not host:port, as in 10.0.0.1:7450, "
+                    "db1.example.net:7450 or [2001:db8::1]:7450"
+                )
             if server.priority not in PRIORITIES:
                 raise ConfigurationError(f"site {server.site}: priority {server.priority} is not in 0..100")
         for what, values in (

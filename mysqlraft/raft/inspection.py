@@ -131,16 +131,20 @@ class Copy:
                 raw.seek(b"r" + _U64.pack(first))
                 while raw.valid() and (key := raw.key()) <= b"r" + _U64.pack(last):
                     index = _U64.unpack(key[1:])[0]
-                    for absent in range(expected, index):
-                        yield absent, "is missing"
+                    yield from self._passed_over(range(expected, index))
                     yield index, _decoded(index, raw.value())
                     expected = index + 1
                     raw.next()
             except plyvel.Error as error:
                 yield expected, f"cannot be read, nor what follows: {error}"
                 return
-        for absent in range(expected, last + 1):
-            yield absent, "is missing"
+        yield from self._passed_over(range(expected, last + 1))
+
+    def _passed_over(self, absent: range) -> Iterator[tuple[int, Entry | str]]:
+        """What an iterator has not come by: a single damaged key, which it takes for a later one, can hide many."""
+        for index in absent:
+            record = self._value(b"r" + _U64.pack(index))
+            yield index, "is missing" if record is None else _decoded(index, record)
 
     def verify(self, first: int, last: int) -> Iterator[Finding | None]:
         """A finding for everything in the log from `first` to `last` that is not sound, None for every entry that is.

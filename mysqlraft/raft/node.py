@@ -408,13 +408,7 @@ class Node:
             "membership_reason": self.membership[1],
             "transfer": core.transferee or None,
             "members": {
-                site: {
-                    "name": server.name,
-                    "address": server.address,
-                    "voter": server.voter,
-                    "witness": server.witness,
-                    "priority": server.priority,
-                }
+                site: server.shown()
                 for site, server in (configuration.servers.items() if configuration is not None else ())
             },
             "peers": peers,

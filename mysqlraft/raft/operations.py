@@ -70,7 +70,7 @@ class Request(NamedTuple):
         for key, value in wish.items():
             default = cls._field_defaults.get(key)
             wanted = (int, str) if key == "site" else (type(default),)
-            if default is None or type(value) not in wanted or (type(value) is int and value < 0):
+            if default is None or type(value) not in wanted or not _sane(value):
                 raise NotDone(Outcome.INVALID, f"{key}: {value!r:.40} is not allowed here")
         request = cls(TRANSFER if verb == TRANSFER else change_named(verb).value, **wish)
         if verb == Change.ADD_NONVOTER.value and not (type(request.site) is int and request.name and request.address):
@@ -80,6 +80,13 @@ class Request(NamedTuple):
         if verb != TRANSFER and not request.site:
             raise NotDone(Outcome.INVALID, "site: is missing: which one, by name or id")
         return request
+
+
+def _sane(value: Any) -> bool:
+    """Whether it can travel."""
+    if type(value) is int:
+        return 0 <= value < 1 << 63
+    return type(value) is not str or value.isprintable()
 
 
 def change_named(value: object) -> Change:

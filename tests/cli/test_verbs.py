@@ -321,7 +321,8 @@ def log(tmp_path: Path) -> tuple[str, Path]:
 def member(site: int, name: str, port: int) -> dict[str, Any]:
     """A voter as --json shows it."""
     address = f"127.0.0.1:{port}"
-    return {"id": site, "name": name, "address": address, "voter": True, "witness": False, "priority": 0}
+    kept = {"voter": True, "witness": False, "priority": 0}
+    return {"id": site, "name": name, "address": address, "kind": "voter", **kept}
 
 
 MEMBERS = [member(1, "tokyo", 7450), member(2, "oslo", 7460)]
@@ -344,7 +345,7 @@ def test_log_show(log: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> 
         assert main(["log", "show", "--config", path, "--to", "3"]) == 0
         assert len(capsys.readouterr().out.splitlines()) == 4
     for wrong in (["--from", "31"], ["--to", "31"], ["--from", "9", "--to", "8"]):
-        assert main(["log", "show", "--config", path, *wrong]) == 1
+        assert main(["log", "show", "--config", path, *wrong]) == 2
         assert "the log holds the entries 1 to 30, not" in capsys.readouterr().err
 
 

@@ -88,6 +88,9 @@ def test_a_site_joins_and_is_removed(make: Callable[[int], Cluster]) -> None:
     sql(third, "INSERT INTO shop.t VALUES (3)")
     until(lambda: len(sql(first, "SELECT a FROM shop.t")) == 2, "what the new site wrote")
     until(lambda: command(second, "members", "promote", third.name).returncode == 0, "promoted")
+    table = [line.split() for line in tell(third, "members", "list").splitlines()]
+    assert table[2] == ["id", "name", "address", "kind", "priority", "role", "state"]
+    assert table[5] == ["3", third.name, address, "voter", "0", "follower", "running"]
     members = json.loads(tell(third, "members", "list", "--json"))
     assert [(one["name"], one["voter"]) for one in members["members"]] == [(one.name, True) for one in cluster]
     stale = command(first, "members", "demote", third.name, "--index", str(members["configuration_index"] - 1))

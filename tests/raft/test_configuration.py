@@ -51,6 +51,12 @@ def test_the_order_of_the_servers_does_not_matter() -> None:
         ([Server(1, "a", "h:0")], "not host:port"),
         ([Server(1, "a", "h:65536")], "not host:port"),
         ([Server(1, "a", "h:x")], "not host:port"),
+        ([Server(1, "a", "h h:1")], "not host:port"),
+        ([Server(1, "a", "h\0:1")], "not host:port"),
+        ([Server(1, "a", "::1:1")], "not host:port"),
+        ([Server(1, "", "h:1")], "name '' is not"),
+        ([Server(1, "a\nb", "h:1")], "is not 1 to 64 letters"),
+        ([Server(1, "a" * 65, "h:1")], "is not 1 to 64 letters"),
     ],
 )
 def test_what_is_not_one_is_refused(servers: list[Server], reason: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import plyvel
 import pytest
 
-from mysqlraft.raft import Entry, HardState, LevelDBStore, StoreError, Write
+from mysqlraft.raft import Entry, EntryKind, HardState, LevelDBStore, StoreError, Write
 from mysqlraft.raft.inspection import Copy, Finding
 from mysqlraft.raft.leveldb_store import FORMAT_VERSION, _configuration_key, _entry_key
 from mysqlraft.raft.store import Base, Rebase
@@ -49,6 +49,29 @@ def flipped(entry: Entry, position: int) -> bytes:
     record = bytearray(entry.record)
     record[position] ^= 1
     return bytes(record)
+
+
+def in_tables(store: LevelDBStore) -> Path:
+    """All of a closed store in LevelDB's tables, none of it in its log; the one with the entries."""
+    store.close()
+    database = plyvel.DB(str(store.directory / "log"), compression=None)
+    database.compact_range()
+    database.close()
+    return max(store.directory.glob("log/*.ldb"), key=lambda table: table.stat().st_size)
+
+
+def test_a_damaged_key_hides_no_sound_entry(tmp_path: Path) -> None:
+    store = LevelDBStore(tmp_path, "test", 1)
+    chain, entries = 0, []
+    for index in range(1, 10):
+        entries.append(Entry(index, 1, EntryKind.DATA, payload=bytes(5000), previous_chain=chain))
+        chain = entries[-1].chain
+    store.write([Write(HardState(1), entries)])
+    table = in_tables(store)
+    with table.open("r+b") as file:
+        file.seek(table.read_bytes().index(_entry_key(4)) + 5)
+        file.write(b"\1")  # entry 65540, before entry 5: LevelDB looks for none of the others behind it
+    assert findings(tmp_path, 1, 9) == [Finding(4, "is missing")]
 
 
 def test_a_running_sites_log_is_read(store: LevelDBStore) -> None:
