@@ -11,7 +11,7 @@ from mysqlraft import config
 from mysqlraft.cli.errors import EXIT_NO, EXIT_USAGE, CommandError
 from mysqlraft.config import Config
 from mysqlraft.raft.entry import HEADER_SIZE, Entry, payload_checksum
-from mysqlraft.raft.inspection import REMEDY, Copy
+from mysqlraft.raft.inspection import REMEDY, Copy, Damaged
 from mysqlraft.raft.leveldb_store import FORMAT_VERSION, wrong_format
 from mysqlraft.raft.store import StoreError
 
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
                 raise CommandError(f"the log holds {held}, not {wanted[0]} to {wanted[1]}", EXIT_USAGE)
             act: Callable[[Copy, int, int, bool], int] = _show if args.what == "show" else _verify
             return act(copy, *wanted, args.json)
+    except Damaged as error:
+        raise CommandError(f"data_dir: {error}") from None
     except StoreError as error:
         raise CommandError(f"data_dir: {error}", EXIT_USAGE) from None
 

@@ -24,6 +24,8 @@ import plyvel
 from xxhash import xxh3_64_intdigest
 
 from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
+from mysqlraft.raft.leveldb_files import missing_file
+from mysqlraft.raft.leveldb_store import error_text
 from mysqlraft.raft.store import StoreError
 
 _U64 = struct.Struct(">Q")
@@ -42,6 +44,10 @@ class Finding(NamedTuple):
     problem: str
 
 
+class Damaged(StoreError):
+    """So much that nothing of it can be read."""
+
+
 class Copy:
     """A log as it is now, to be read; a context manager. Raises StoreError."""
 
@@ -57,25 +63,32 @@ class Copy:
     def __enter__(self) -> Self:
         try:
             self._take()
+            # In these cases the daemon would not start. Here, what can still be read is to be read.
+            if (missing := missing_file(self._home)) is not None:
+                self._damage = f"LevelDB's file log/{missing} is missing, and entries with it"
             try:
                 self._database = plyvel.DB(str(self._home), create_if_missing=False, paranoid_checks=True)
             except plyvel.CorruptionError as error:
-                # The daemon would not start either. Here, what can still be read is to be read.
-                self._damage = f"LevelDB finds its files damaged, and entries may be missing: {error}"
+                said = self._said(error)
+                self._damage = f"LevelDB finds its files damaged, and entries may be missing: {said}"
                 for old in self._home.iterdir():
                     old.unlink()
                 self._take()
                 self._database = plyvel.DB(str(self._home), create_if_missing=False)
         except (OSError, plyvel.Error) as error:
             self.__exit__()
-            remedy = f"; {REMEDY}" if isinstance(error, plyvel.CorruptionError) else ""
-            raise StoreError(f"{self._source} cannot be read: {error}{remedy}") from None
+            if self._damage is not None:
+                raise Damaged(f"{self._source} cannot be read: {self._damage}; {REMEDY}") from None
+            raise StoreError(f"{self._source} cannot be read: {self._said(error)}") from None
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._database is not None:
             self._database.close()
         shutil.rmtree(self._home, ignore_errors=True)
+
+    def _said(self, error: Exception) -> str:
+        return error_text(error).replace(str(self._home), str(self._source))
 
     def _take(self) -> None:
         """Copy again and again what has changed, until nothing was made or removed meanwhile: then what the manifest
@@ -227,7 +240,8 @@ class Copy:
         try:
             version, cluster, site = msgpack.unpackb((value or b"")[8:])
         except (ValueError, msgpack.UnpackException):
-            raise StoreError(f"{self._source} is no log of mysqlraft's, or its record mformat is corrupt") from None
+            text = f"{self._source} is no log of mysqlraft's, or its record mformat is lost"
+            raise Damaged(f"{text}: {self._damage}; {REMEDY}" if self._damage is not None else text) from None
         return version, cluster, site
 
 

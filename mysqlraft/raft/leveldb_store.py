@@ -40,6 +40,7 @@ from xxhash import xxh3_64_intdigest
 
 from mysqlraft.raft.configuration import Configuration
 from mysqlraft.raft.entry import CorruptRecord, Entry, EntryKind
+from mysqlraft.raft.leveldb_files import missing_file
 from mysqlraft.raft.store import Base, HardState, Rebase, StoreError, Write, WrongDirectory
 
 FORMAT_VERSION = 2
@@ -72,6 +73,8 @@ class LevelDBStore:
         self._lock = self._take_lock()
         try:
             with self._errors("cannot be opened"):
+                if (missing := missing_file(self.directory / "log")) is not None:
+                    raise self._damaged(f"LevelDB's file log/{missing} is missing")
                 # paranoid: a damaged LevelDB log is an error, not an invitation to forget what it held.
                 self._db = plyvel.DB(
                     str(self.directory / "log"),
@@ -371,9 +374,9 @@ class LevelDBStore:
         try:
             yield
         except plyvel.CorruptionError as error:
-            raise self._damaged(f"LevelDB {what}: {_text(error)}") from error
+            raise self._damaged(f"LevelDB {what}: {error_text(error)}") from error
         except (plyvel.Error, OSError) as error:
-            text = _text(error)
+            text = error_text(error)
             raise StoreError(f"{self.directory} {what}: {text}{_remedy(text)}") from error
 
 
@@ -385,7 +388,8 @@ def wrong_format(directory: Path, version: int) -> str:
     )
 
 
-def _text(error: Exception) -> str:
+def error_text(error: Exception) -> str:
+    """What LevelDB or the operating system says."""
     said = error.args[0] if error.args else ""
     return said.decode(errors="replace") if isinstance(said, bytes) else str(error)
 

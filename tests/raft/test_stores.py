@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +26,8 @@ from mysqlraft.raft import (
     bootstrap,
 )
 from mysqlraft.raft.entry import HEADER_SIZE
-from mysqlraft.raft.leveldb_store import FORMAT_VERSION, _entry_key, _sealed
+from mysqlraft.raft.inspection import Copy
+from mysqlraft.raft.leveldb_store import FORMAT_VERSION, WRITE_BUFFER_BYTES, _entry_key, _sealed
 from tests.raft.cluster import chained, configuration
 
 THREE = configuration(3)
@@ -244,6 +247,67 @@ def test_a_damaged_leveldb_is_an_error(store: LevelDBStore) -> None:
     log.write_bytes(data + bytes(100))
     with pytest.raises(StoreError, match="cannot be opened"):
         LevelDBStore(store.directory, "test", 1)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site's directory with tables, a log, and a manifest that has seen several of each."""
+    directory = tmp_path_factory.mktemp("grown")
+    store = LevelDBStore(directory, "test", 1)
+    chain = 0
+    for index in range(1, 5):
+        entry = Entry(index, 1, EntryKind.DATA, payload=bytes(WRITE_BUFFER_BYTES), previous_chain=chain)
+        chain = entry.chain
+        store.write([Write(HardState(1), [entry])])
+        if index == 2:
+            store = reopened(store)
+    store.close()
+    assert len(list((directory / "log").glob("*.ldb"))) >= 3
+    return directory
+
+
+@pytest.mark.parametrize("lost", ["CURRENT", "MANIFEST-*", "*.log", "*.ldb"])
+def test_no_file_can_go_unnoticed(lost: str, grown: Path, tmp_path: Path) -> None:
+    """LevelDB itself begins anew without CURRENT, does not miss a log, and removes what is left."""
+    directory = tmp_path / "raft"
+    shutil.copytree(grown, directory)
+    next((directory / "log").glob(lost)).unlink()
+    before = sorted(path.name for path in (directory / "log").iterdir() if not path.name.startswith("LO"))
+    with pytest.raises(StoreError, match="let it rejoin as a new member"):
+        LevelDBStore(directory, "test", 1)
+    assert [path.name for path in sorted((directory / "log").iterdir()) if not path.name.startswith("LO")] == before
+    if lost != "*.log":
+        return
+    with Copy(directory) as copy:
+        problem = next(copy.verify(*copy.bounds()))
+    assert problem is not None
+    assert "is missing" in problem.problem
+
+
+def test_a_manifest_that_was_cut_is_no_reason_to_go_on_with_less(grown: Path, tmp_path: Path) -> None:
+    manifest = next((grown / "log").glob("MANIFEST-*"))
+    whole = manifest.read_bytes()
+    refused = opened = 0
+    for size in (*range(0, len(whole), 3), len(whole)):
+        directory = tmp_path / str(size)
+        shutil.copytree(grown, directory, copy_function=os.link)
+        (directory / "log" / manifest.name).unlink()
+        (directory / "log" / manifest.name).write_bytes(whole[:size])
+        for one in (directory / "log").glob("*.log"):  # LevelDB appends to none, but may remove it
+            one.unlink()
+            shutil.copy(grown / "log" / one.name, one)
+        try:
+            store = LevelDBStore(directory, "test", 1)
+        except StoreError:
+            refused += 1
+        else:
+            assert store.last_index == 4
+            opened = size
+            store.close()
+        shutil.rmtree(directory)
+    print(f"cut at {len(whole) // 3 + 1} places: refused {refused} times, else the log was whole")
+    assert opened == len(whole)
+    assert refused > 10
 
 
 def test_a_full_disk_is_an_error_and_no_part_of_the_batch_is_there(tmp_path: Path) -> None:
