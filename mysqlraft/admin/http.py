@@ -122,7 +122,8 @@ class HttpServer:
                 head_only = request.method == "HEAD"
                 if not self._admits(request.headers.get("authorization")):
                     raise _BadRequest(
-                        HTTPStatus.UNAUTHORIZED, "the token of admin.token_file or admin.token_env is missing"
+                        HTTPStatus.UNAUTHORIZED,
+                        "the token of admin.token_file or admin.token_env is missing, or is another one",
                     )
                 if request.path in self._actions:
                     allowed = "POST"

@@ -91,11 +91,12 @@ def cluster_status(
             continue
         peer = node["peers"].get(site, {})
         told = heard(site)
-        row = told[0] if told else {"state": State.SILENT, "reason": "nothing heard of it yet", "applied": None}
+        problem = f": {peer['problem']}" if peer.get("problem") else ""
+        never = {"state": State.SILENT, "reason": f"nothing heard of it yet{problem}", "applied": None}
+        row = told[0] if told else never
         row = {**row, "id": site, "name": name, **_standing(config, node, site), "age": told and round(told[1], 3)}
         row |= {key: peer.get(key) for key in ("connected", "rtt_ms", "problem")}
         if told and told[1] > SILENT_AFTER:
-            problem = f": {peer['problem']}" if peer.get("problem") else ""
             row |= {"state": State.SILENT, "reason": f"not heard of for {told[1]:.0f} s{problem}"}
         elif told and (different := _difference(mine, row)):
             row["reason"] = "; ".join(filter(None, (row["reason"], different)))

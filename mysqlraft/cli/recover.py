@@ -14,7 +14,7 @@ from mysqlraft.cli.members import plain
 from mysqlraft.config import Config
 from mysqlraft.raft.configuration import Configuration, ConfigurationError
 from mysqlraft.raft.leveldb_store import LevelDBStore
-from mysqlraft.raft.recovery import read_peers, recover
+from mysqlraft.raft.recovery import check, read_peers, recover
 from mysqlraft.raft.store import StoreError, WrongDirectory
 
 HELP = "force other members on a site, when the majority of the cluster is lost for good"
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         members = _members(store)
         peers = read_peers(args.peers, members)
+        check(store, settings.own.id, peers)
         if args.json:
             return _as_json(settings, store, members, peers, do=args.yes)
         print(f"site {settings.site} of cluster {settings.cluster.id}, {settings.data_dir}")

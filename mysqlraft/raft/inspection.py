@@ -10,6 +10,7 @@ takes the next file number that its manifest knows, and the running one may alre
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import struct
@@ -31,6 +32,9 @@ from mysqlraft.raft.store import StoreError
 _U64 = struct.Struct(">Q")
 _ATTEMPTS = 50
 _PAUSE_SECONDS = 0.02
+_COPY = ".reading-"
+_SETTLED_SECONDS = 60.0
+"""A copy that is younger may have been made, and not locked yet."""
 SPARE_BYTES = 256 << 20
 """The daemon's disk is never filled up to less than this."""
 REMEDY = "remove the site from the cluster, empty the directory and let it rejoin as a new member; never cut its log"
@@ -56,7 +60,10 @@ class Copy:
         self._source = directory / "log"
         if not self._source.is_dir():
             raise StoreError(f"{directory} holds no log")
+        _remove_left_over(directory)
         self._home = _beside(directory)
+        self._lock = os.open(self._home, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # while somebody reads it: see _remove_left_over
         self._database: Any = None
         self._damage: str | None = None
 
@@ -75,8 +82,10 @@ class Copy:
                     old.unlink()
                 self._take()
                 self._database = plyvel.DB(str(self._home), create_if_missing=False)
-        except (OSError, plyvel.Error) as error:
+        except BaseException as error:
             self.__exit__()
+            if not isinstance(error, (OSError, plyvel.Error)):
+                raise
             if self._damage is not None:
                 raise Damaged(f"{self._source} cannot be read: {self._damage}; {REMEDY}") from None
             raise StoreError(f"{self._source} cannot be read: {self._said(error)}") from None
@@ -85,6 +94,7 @@ class Copy:
     def __exit__(self, *_: object) -> None:
         if self._database is not None:
             self._database.close()
+        os.close(self._lock)
         shutil.rmtree(self._home, ignore_errors=True)
 
     def _said(self, error: Exception) -> str:
@@ -253,9 +263,26 @@ def _decoded(index: int, record: bytes) -> Entry | str:
     return entry if entry.index == index else f"is missing: entry {entry.index} is in its place"
 
 
+def _remove_left_over(directory: Path) -> None:
+    """The copies of those who were killed while they read: each takes as much room as the log."""
+    for copy in directory.glob(f"{_COPY}*"):
+        try:
+            lock = os.open(copy, os.O_RDONLY)
+        except OSError:
+            continue  # somebody else's, or gone already
+        try:
+            if time.time() - copy.stat().st_mtime > _SETTLED_SECONDS:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(copy, ignore_errors=True)
+        except OSError:
+            pass  # it is being read
+        finally:
+            os.close(lock)
+
+
 def _beside(directory: Path) -> Path:
     """A directory for the copy: where there is most likely to be room for it, if that can be written to."""
     try:
-        return Path(tempfile.mkdtemp(prefix=".reading-", dir=directory))
+        return Path(tempfile.mkdtemp(prefix=_COPY, dir=directory))
     except OSError:
         return Path(tempfile.mkdtemp(prefix="mysqlraft-reading-"))

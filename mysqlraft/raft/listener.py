@@ -181,4 +181,7 @@ class Listener:
                 "connection refused: no TLS handshake within %.0f s peer=%s", HANDSHAKE_SECONDS, shown(address)
             )
         except OSError as error:
-            logger.error("connection refused: no TLS handshake peer=%s reason=%r", shown(address), str(error))
+            reason = (
+                str(error) or "the other end has closed it: it may not believe this site's certificate, and says why"
+            )
+            logger.error("connection refused: no TLS handshake peer=%s reason=%r", shown(address), reason)

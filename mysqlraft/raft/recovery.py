@@ -29,13 +29,18 @@ _KEYS: dict[str, type] = {
 def recover(store: Store, site: int, members: Configuration) -> None:
     """Make `members` the cluster of this stopped site, whatever its log says. To be done at each of them.
 
-    Doing it again changes nothing. Raises ConfigurationError if the site is not among them or has no log to go on with.
+    Doing it again changes nothing. Raises what `check` does.
     """
+    check(store, site, members)
+    store.write([Write(recovery=members)])
+
+
+def check(store: Store, site: int, members: Configuration) -> None:
+    """Raises ConfigurationError if the site is not among them or has no log to go on with."""
     if site not in members:
         raise ConfigurationError(f"site {site} is not among the members {{{members}}}: recover at a site that is")
     if store.last_index == 0:
         raise ConfigurationError("there is no log here that a cluster could go on with")
-    store.write([Write(recovery=members)])
 
 
 def read_peers(path: Path, before: Configuration) -> Configuration:
@@ -50,7 +55,7 @@ def read_peers(path: Path, before: Configuration) -> Configuration:
         listed = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not JSON: {error}") from None
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
         raise ConfigurationError(f'{path} is not a list of members, as in [{{"id": 1, "address": "10.1.0.1:7450"}}]')

@@ -106,6 +106,12 @@ def test_a_site_that_was_never_heard_of() -> None:
     assert re.search(r"oslo +- +- +- +- +- +- +- +silent: nothing heard of it yet", "\n".join(lines(found)))
 
 
+def test_a_site_that_cannot_be_reached_says_why() -> None:
+    """Also when it never could: with a wrong certificate from the first day."""
+    found = cluster_status(settings(), node(peers={2: {"problem": "no route"}}), replica(), lambda site: None)
+    assert found["sites"][1]["reason"] == "nothing heard of it yet: no route"
+
+
 def test_a_site_that_fell_silent_keeps_what_it_said() -> None:
     row = own_row(settings("oslo"), node(role="follower"), replica(applied=1100))
     found = cluster_status(

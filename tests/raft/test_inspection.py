@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +74,30 @@ def test_a_damaged_key_hides_no_sound_entry(tmp_path: Path) -> None:
         file.seek(table.read_bytes().index(_entry_key(4)) + 5)
         file.write(b"\1")  # entry 65540, before entry 5: LevelDB looks for none of the others behind it
     assert findings(tmp_path, 1, 9) == [Finding(4, "is missing")]
+
+
+def test_a_copy_is_gone_whatever_ends_the_reading(store: LevelDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Copy, "_copy", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt), Copy(store.directory):
+            pass
+    assert list(store.directory.glob(".reading-*")) == []
+
+
+def test_copies_of_who_was_killed_are_removed_by_the_next(store: LevelDBStore) -> None:
+    left, young = store.directory / ".reading-left", store.directory / ".reading-young"
+    with Copy(store.directory) as copy:
+        (in_use,) = store.directory.glob(".reading-*")
+        left.mkdir()
+        (left / "000003.log").write_bytes(b"x")
+        young.mkdir()
+        for old in (left, in_use):
+            os.utime(old, (1, 1))
+        with Copy(store.directory):
+            assert not left.exists()
+            assert in_use.exists()
+            assert young.exists()
+        assert copy.bounds() == (1, 6)
 
 
 def test_a_running_sites_log_is_read(store: LevelDBStore) -> None:

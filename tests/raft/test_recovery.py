@@ -231,6 +231,7 @@ def test_what_a_peers_file_does_not_say_stays(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("{}", "is not a list of members"),
         ("[1]", "is not a list of members"),
         ("[]", "at least one voter"),
