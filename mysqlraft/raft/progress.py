@@ -192,7 +192,8 @@ class Progress:
 
     def accepted(self, index: int) -> bool:
         """An append up to `index` was acknowledged. True if that is news."""
-        self.silent_ticks = self.offered_at = 0
+        if self.state is not ProgressState.SNAPSHOT or (self.snapshot and index >= self.snapshot.last_index):
+            self.silent_ticks = self.offered_at = 0  # else it is of before the snapshot, and no sign that it gets there
         news = index > self.match
         if news:
             self.match = index

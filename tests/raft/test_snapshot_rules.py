@@ -360,6 +360,18 @@ def test_a_snapshot_is_offered_again_when_nothing_is_asked_for() -> None:
     assert cluster.sites[3].core.offer is not None
 
 
+def test_acknowledgements_from_before_a_snapshot_do_not_put_off_its_next_offer() -> None:
+    cluster, leader = compacted_leader()
+    cluster.drop = lambda message: isinstance(message, InstallSnapshot)
+    reachable(cluster, 3)
+    progress = leader.followers.progress[3]
+    cluster.heal()
+    for _ in range(2 * LIMITS.election_ticks):
+        cluster.sites[1].step(AppendResponse(1, 3, leader.term, progress.session, progress.match, False, 0, 0))
+        cluster.tick(1)
+    assert cluster.sites[3].core.offer is not None
+
+
 def test_who_acknowledges_a_snapshot_late_is_offered_another_as_soon_as_anybody() -> None:
     """The silence before it, in which the log after that snapshot was given up, is not waited for once more."""
     cluster, leader = compacted_leader()
