@@ -9,6 +9,7 @@ It owns the Raft node and its store, the admin API and, through `Supervisor`, th
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -50,6 +51,7 @@ EXIT_CONFIGURATION = 2
 EXIT_ADDRESS = 3
 EXIT_STORAGE = 4
 
+CLOSE_SECONDS = 5.0
 PUBLISH_SECONDS = 1.0
 COMPACT_SECONDS = 10.0
 COMPACT_ENTRIES = 1000
@@ -170,6 +172,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._broken = ""
         self._membership = Membership.MEMBER
+        self._disk_came_back = True
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -185,9 +188,11 @@ class Daemon:
             if self._node.failed.done():
                 self._broken = str(self._node.failed.exception())
             systemd.notify("STOPPING=1", f"STATUS={self._broken or 'stopping'}")
+        if not self._disk_came_back:
+            self._broken = self._broken or "the disk does not come back"
         if self._broken:
             logger.critical("exiting reason=%r", self._broken)
-            return EXIT_STORAGE if self._node.failed.done() else EXIT_ERROR
+            return EXIT_STORAGE if self._node.failed.done() or not self._disk_came_back else EXIT_ERROR
         logger.info("stopped")
         return 0
 
@@ -199,7 +204,7 @@ class Daemon:
         except ConfigError as error:
             raise StartError(str(error), EXIT_CONFIGURATION) from None
         store = open_store(settings)
-        stack.callback(store.close)
+        stack.callback(self._close, store)
         if store.last_index == 0 and store.hard_state.term == 0 and not settings.own.join:
             found(settings, store)
             logger.info("bootstrapped members=%s", founding_members(settings))
@@ -230,7 +235,7 @@ class Daemon:
             await node.start()
         except OSError as error:
             raise StartError(f"listen {settings.bind}: {_reason(error)}", EXIT_ADDRESS) from None
-        stack.push_async_callback(node.stop)
+        stack.push_async_callback(self._stop_node)
         if difference := file_difference(settings, node.status()):
             logger.warning("%s", difference)
         listen = settings.admin.listen
@@ -245,6 +250,17 @@ class Daemon:
         self._keep(stack, self._watchdog())
         self._keep(stack, self._supervisor.run())
         stack.push_async_callback(self._supervisor.stop)
+
+    async def _stop_node(self) -> None:
+        self._disk_came_back = await self._node.stop()
+
+    def _close(self, store: LevelDBStore) -> None:
+        """Nothing that was acknowledged depends on it, so it must not keep the process from ending either, as it could:
+        LevelDB waits for a thread of its own, and plyvel holds the interpreter's lock meanwhile."""
+        if self._disk_came_back:
+            faulthandler.dump_traceback_later(CLOSE_SECONDS, exit=True)
+            store.close()
+            faulthandler.cancel_dump_traceback_later()
 
     def _keep(self, stack: AsyncExitStack, work: Any) -> None:
         """Runs ``work`` until the daemon ends. Its failure is a mistake in this program, and ends the daemon."""

@@ -20,7 +20,7 @@ from mysqlraft.raft.beat import to_beat
 from mysqlraft.raft.calls import Calls
 from mysqlraft.raft.configuration import NOBODY, Change, Configuration, ConfigurationError, Server
 from mysqlraft.raft.counters import Counters
-from mysqlraft.raft.disk import Sweeper, Writer
+from mysqlraft.raft.disk import DiskThread, Sweeper
 from mysqlraft.raft.entry import Entry
 from mysqlraft.raft.limits import Limits
 from mysqlraft.raft.log import LogDivergence
@@ -53,7 +53,7 @@ class _Waiter:
 class Node:
     """One running site of the cluster. Everything here is called on the event loop.
 
-    The caller opens the store, bootstraps it if it is a founding site's, and closes it after `stop`.
+    The caller opens the store, bootstraps it if it is a founding site's, and closes it after `stop` if that says so.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Node:
         self._queue: list[Ready] = []
         """Given out by the core, not yet handed to the writer."""
         self._writing = False
-        self._writer: Writer | None = None
+        self._writer: DiskThread | None = None
         self._ticker = Ticker(tick_seconds, self._pass_ticks, self._quiet_ticks, self._pump)
         self._recorder: asyncio.TimerHandle | None = None
         self._waiters: list[_Waiter] = []
@@ -124,6 +124,7 @@ class Node:
         self._last_commit = self.commit_index
         self._failed: asyncio.Future[None] | None = None
         self._stopped = False
+        self._disk_came_back = True
 
     # ---- life -----------------------------------------------------------------------------------------------------
 
@@ -132,17 +133,18 @@ class Node:
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
         await self.transport.start(self._listen)
-        self._writer = Writer(loop)
+        self._writer = DiskThread("raft-writer")
         self._peers.refresh()
         self._ticker.start()
         self._recorder = loop.call_later(to_beat(RECORD_SECONDS), self._record)
         self._sweeper.start()  # what a compaction before the last end has left
         self._schedule_pump()
 
-    async def stop(self) -> None:
-        """Hand over leadership if this site has it, finish the write under way, close all connections."""
+    async def stop(self) -> bool:
+        """Hand over leadership if this site has it, close all connections, finish what the disk is doing. Bounded:
+        whether the disk has come back from all calls. If not, the store cannot be closed; the process can end."""
         if self._stopped:
-            return
+            return self._disk_came_back
         if self.role is Role.LEADER and not self.failed.done():
             await self._hand_over()
         self._stopped = True
@@ -150,13 +152,14 @@ class Node:
         await self.calls.stop()
         self._peers.stop()
         await self.transport.stop()
+        ending = [self._sweeper.stop()]
         if self._transfers is not None:
-            await self._transfers.stop()
-        await self._sweeper.stop()
+            ending.append(self._transfers.stop())
         if self._writer is not None:
             if not self._writing and not self.failed.done() and (commit := self._core.commit_to_record()) is not None:
                 self._start_write([commit], [])
-            await self._writer.stop()
+            ending.append(self._writer.stop())
+        self._disk_came_back = all(await asyncio.gather(*ending))
         stopped = ConnectionError("the node has stopped")
         for waiter in self._waiters:
             if not waiter.future.done():
@@ -164,6 +167,7 @@ class Node:
         for read in self._reads:
             if not read.done():
                 read.set_exception(stopped)
+        return self._disk_came_back
 
     @property
     def failed(self) -> asyncio.Future[None]:
@@ -544,7 +548,7 @@ class Node:
             return
         self._writing = True
         begun = asyncio.get_running_loop().time()
-        self._writer.write(prepared, lambda error: self._written(batch, begun, error))
+        self._writer.call(prepared, lambda _, error: self._written(batch, begun, error))
 
     def _written(self, batch: list[Ready], begun: float, error: Exception | None) -> None:
         self._writing = False

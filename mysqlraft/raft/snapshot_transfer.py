@@ -1,18 +1,17 @@
 """The driver's side of snapshots: the disk they are on, and the chunks that leave for others.
 
 All writing is done by one thread, in order, so that neither heartbeats nor the log wait for a snapshot's bytes. Chunks
-are read in other threads and leave through a connection of their own (channel.Channel.SNAPSHOT), paced to
-`bytes_per_second` for all followers together.
+are read in other threads, one for each follower, and leave through a connection of their own
+(channel.Channel.SNAPSHOT), paced to `bytes_per_second` for all followers together.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from mysqlraft.raft.configuration import Configuration
+from mysqlraft.raft.disk import DiskThread
 from mysqlraft.raft.messages import Message, SnapshotChunk, SnapshotChunkRequest
 from mysqlraft.raft.snapshot import Snapshot, SnapshotSender, SnapshotWork, chunk_checksum
 from mysqlraft.raft.snapshot_store import SnapshotStore
@@ -46,36 +45,51 @@ class SnapshotTransfers:
         self._send = send
         self._done = done
         self._failed = failed
-        self._disk = ThreadPoolExecutor(1, "raft-snapshots")
+        self._disk = DiskThread("raft-snapshots")
+        self._readers: dict[int, DiskThread] = {}
+        """By follower: what one waits for does not keep the others waiting."""
         self._senders: dict[int, SnapshotSender] = {}
         self._serving: dict[int, tuple[Snapshot, asyncio.Task[None]]] = {}
-        self._working: set[asyncio.Task[None]] = set()
         self._verified: set[Snapshot] = set()
         self._free_at = 0.0
         """When the next chunk may leave."""
+        self._stopped = False
 
-    async def stop(self) -> None:
-        """Finish what the disk is doing; the rest is left for another time."""
-        tasks = [*(task for _, task in self._serving.values()), *self._working]
+    async def stop(self) -> bool:
+        """Finish what the disk is doing; the rest is left for another time. See DiskThread.stop."""
+        self._stopped = True
+        tasks = [task for _, task in self._serving.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.get_running_loop().run_in_executor(None, lambda: self._disk.shutdown(cancel_futures=True))
+        return all(await asyncio.gather(*(thread.stop() for thread in (self._disk, *self._readers.values()))))
 
     async def save(
         self, base: Base, configuration_index: int, configuration: Configuration, data: Iterable[bytes]
     ) -> Snapshot:
-        made: Snapshot = await self._on_disk(self.store.save, base, configuration_index, configuration, data)
+        made: Snapshot = await self._disk.run(self.store.save, base, configuration_index, configuration, data)
         return made
 
     async def reap(self, in_use: Sequence[Snapshot]) -> None:
         # What is still leaving is for followers that the core may have let go of meanwhile: a member that was removed.
         leaving = [snapshot for snapshot, task in self._serving.values() if not task.done()]
-        await self._on_disk(self.store.reap, [*in_use, *leaving])
+        await self._disk.run(self.store.reap, [*in_use, *leaving])
 
     def work(self, work: SnapshotWork) -> None:
         """Have it done after all that was asked for before."""
-        self._spawn(self._work(self._disk.submit(self.store.perform, work), work))
+
+        def perform() -> int:
+            return 0 if self._stopped else self.store.perform(work)
+
+        def done(outcome: int, error: Exception | None) -> None:
+            if self._stopped:
+                return
+            if error is not None:
+                self._failed(error)
+            else:
+                self._done(work, outcome)
+
+        self._disk.call(perform, done)
 
     def serve(self, request: SnapshotChunkRequest, snapshot: Snapshot) -> None:
         """Send what a follower asks for."""
@@ -86,34 +100,19 @@ class SnapshotTransfers:
             task = asyncio.get_running_loop().create_task(self._serve(request, snapshot))
             self._serving[site] = snapshot, task
 
-    def _on_disk(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._disk, function, *arguments)
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._working.add(task)
-        task.add_done_callback(self._working.discard)
-
-    async def _work(self, doing: Any, work: SnapshotWork) -> None:
-        try:
-            outcome = await asyncio.wrap_future(doing)
-        except Exception as error:
-            self._failed(error)
-        else:
-            self._done(work, outcome)
-
     async def _serve(self, request: SnapshotChunkRequest, snapshot: Snapshot) -> None:
         """Until the follower has what it asked for, and whatever it asks for meanwhile of the same snapshot."""
         sender = self._senders[request.sender]
+        reader = self._readers.setdefault(request.sender, DiskThread(f"raft-snapshot-to-{request.sender}"))
         loop = asyncio.get_running_loop()
         try:
             if snapshot not in self._verified:
                 # What is damaged here would be refused there only as a whole, again and again.
-                await asyncio.to_thread(lambda: [None for _ in self.store.data(snapshot)])
+                await reader.run(lambda: [None for _ in self.store.data(snapshot)])
                 self._verified.add(snapshot)
             while sender.name == (snapshot.last_index, snapshot.checksum) and (chunk := sender.next(self._chunk_bytes)):
                 offset, length = chunk
-                data = await asyncio.to_thread(self.store.read, snapshot, offset, length)
+                data = await reader.run(self.store.read, snapshot, offset, length)
                 if self._rate:
                     self._free_at = max(self._free_at, loop.time()) + length / self._rate
                     await asyncio.sleep(self._free_at - loop.time())

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgpack
 import plyvel
 import pytest
 
-from mysqlraft.daemon import EXIT_CONFIGURATION, EXIT_STORAGE
+from mysqlraft.daemon import CLOSE_SECONDS, EXIT_CONFIGURATION, EXIT_STORAGE
 from mysqlraft.raft import Configuration, Entry, EntryKind, HardState, LevelDBStore, Server, Write
+from mysqlraft.raft.disk import LAST_CALL_SECONDS
 from mysqlraft.raft.leveldb_store import FORMAT_VERSION, _entry_key, _sealed
 from tests.harness.daemons import MYSQLRAFT, ended, running, settings
 
@@ -112,6 +114,33 @@ def test_a_failing_fsync(tmp_path: Path) -> None:
     status, errors = ended(settings(tmp_path), program=(sys.executable, "-c", PROPOSING + failing + RUN))
     assert status == EXIT_STORAGE
     assert "cannot be written: IO error: 000003.log: Input/output error; the disk fails: look at the kernel's" in errors
+
+
+@pytest.mark.parametrize("call", ["sweep", "close"])
+def test_a_disk_that_never_comes_back_does_not_keep_the_daemon_from_ending(call: str, tmp_path: Path) -> None:
+    """Of a removal it waits for a while; while LevelDB is closed it has no interpreter any more to wait with."""
+    hanging = {
+        "sweep": "import threading\ndef hang(self, count): threading.Event().wait()\n",
+        "close": "import ctypes\ndef hang(self): ctypes.PyDLL(None).sleep(1000)\n",
+    }[call]
+    patch = f"import mysqlraft.raft.leveldb_store as store\n{hanging}store.LevelDBStore.{call} = hang\n"
+    start = "import sys\nfrom mysqlraft.cli import main\n"
+    with running(settings(tmp_path), program=(sys.executable, "-c", start + patch + RUN)) as daemon:
+        assert daemon.stderr is not None
+        assert any("role=leader" in line for line in daemon.stderr)
+        daemon.terminate()
+        begun = time.monotonic()
+        _, errors = daemon.communicate(timeout=30)
+    print(errors)
+    assert time.monotonic() - begun < LAST_CALL_SECONDS + CLOSE_SECONDS + 5
+    if call == "sweep":
+        assert daemon.returncode == EXIT_STORAGE
+        assert "the disk has not come back from a call within 5 s: leaving without it thread=raft-sweeper" in errors
+        assert "exiting reason='the disk does not come back'" in errors
+    else:
+        assert daemon.returncode == 1
+        assert "Timeout (0:00:05)!" in errors
+        assert "_close" in errors
 
 
 def test_a_file_system_without_writing(tmp_path: Path) -> None:

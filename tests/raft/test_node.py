@@ -350,7 +350,7 @@ class HangingStore(MemoryStore):
 
 
 def test_a_hung_disk_keeps_neither_the_loop_nor_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mysqlraft.raft.disk.LAST_WRITE_SECONDS", 0.05)
+    monkeypatch.setattr("mysqlraft.raft.disk.LAST_CALL_SECONDS", 0.05)
 
     async def work() -> None:
         configuration = members(1)
@@ -363,10 +363,38 @@ def test_a_hung_disk_keeps_neither_the_loop_nor_the_exit(monkeypatch: pytest.Mon
         node.propose(1, 1, b"x")
         await until(lambda: node.role is not Role.LEADER)  # its clock goes on, and it gives up its office
         assert node.status()["storage_stalled"]
-        await node.stop()
+        assert not await node.stop()
         store.release.set()
 
     run(work())
+
+
+def test_a_hung_removal_of_what_was_compacted_does_not_keep_the_exit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mysqlraft.raft.disk.LAST_CALL_SECONDS", 0.05)
+    asked, release = threading.Event(), threading.Event()
+
+    class Store(MemoryStore):
+        def sweep(self, count: int) -> bool:
+            asked.set()
+            release.wait(20)
+            return False
+
+    async def work() -> None:
+        configuration = members(1)
+        store = Store()
+        bootstrap(store, configuration)
+        node = Node(1, "test", store, configuration.servers[1].address, tick_seconds=TICK)
+        await node.start()
+        await until(asked.is_set)
+        assert not await node.stop()
+        assert not await node.stop()
+        assert not release.is_set()
+
+    run(work())
+    release.set()
+    assert "the disk has not come back from a call within 0 s: leaving without it thread=raft-sweeper" in caplog.text
 
 
 def test_a_waiter_is_told_when_the_node_stops(tmp_path: Path) -> None:

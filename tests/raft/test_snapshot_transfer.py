@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -285,3 +287,47 @@ def test_what_still_leaves_for_a_removed_member_is_not_reaped(tmp_path: Path) ->
         await transfers.stop()
 
     run(work())
+
+
+@pytest.mark.parametrize("call", ["perform", "save", "data"])
+def test_a_hung_disk_does_not_keep_the_process_from_ending(call: str) -> None:
+    """Neither the end of transfers, nor that of the loop and of the interpreter, which wait for executors' threads."""
+    program = """
+import asyncio, sys, threading
+import uvloop
+from mysqlraft.raft import MemorySnapshotStore, disk
+from mysqlraft.raft.messages import SnapshotChunkRequest
+from mysqlraft.raft.snapshot import Snapshot, SnapshotWork, WorkKind
+from mysqlraft.raft.snapshot_transfer import SnapshotTransfers
+from mysqlraft.raft.store import Base
+from tests.raft.cluster import configuration
+
+disk.LAST_CALL_SECONDS = 0.1
+hangs = threading.Event()
+
+def hang(*arguments):
+    hangs.set()
+    threading.Event().wait()
+
+async def main():
+    store = MemorySnapshotStore()
+    snapshot = store.save(Base(9, 1, 1), 1, configuration(3), [b"x"])
+    setattr(store, sys.argv[1], hang)
+    transfers = SnapshotTransfers(
+        store, chunk_bytes=9, bytes_per_second=0, send=print, done=print, failed=print
+    )
+    transfers.work(SnapshotWork(WorkKind.OPEN, snapshot))
+    transfers.serve(SnapshotChunkRequest(1, 2, 3, 4, 9, snapshot.checksum, 0, 0, 1), snapshot)
+    saving = asyncio.create_task(transfers.save(Base(10, 1, 1), 1, configuration(3), [b"y"]))
+    while not hangs.is_set():
+        await asyncio.sleep(0.01)
+    print("whole" if await transfers.stop() else "left")
+
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, call], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert ended.stdout.endswith("left\n")
+    assert "the disk has not come back from a call within 0 s: leaving without it thread=raft-snapshot" in ended.stderr
