@@ -181,11 +181,12 @@ def test_a_restarted_site_knows_what_was_committed(tmp_path: Path) -> None:
             node.propose(1, 1, b"x" * 1000)
             await until(lambda: node.outstanding_bytes == 0)
             commit = node.commit_index
-            await until(lambda: made.stores[1].commit == commit)  # recorded when there is nothing else to write
+            # Recorded when there is nothing else to write. It may be more by then: a busy machine changes the leader.
+            await until(lambda: made.stores[1].commit >= commit)
             await asyncio.gather(*[made.stop(site) for site in (2, 3)])
             await made.stop(1)
             again = await made.start(1)  # alone: no leader can tell it
-            assert again.commit_index == commit
+            assert again.commit_index >= commit
             assert delivered(again) == {1: [b"x" * 1000]}
 
     run(work())
