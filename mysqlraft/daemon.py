@@ -24,7 +24,7 @@ from mysqlraft import __version__, collector, config, keys, logs, systemd
 from mysqlraft.admin.access import Access
 from mysqlraft.admin.actions import actions
 from mysqlraft.admin.api import admin_server
-from mysqlraft.admin.status import Row, State, cluster_status, file_difference, own_row
+from mysqlraft.admin.status import Row, State, cluster_status, file_difference, heard_row, own_row
 from mysqlraft.config import Config, ConfigError
 from mysqlraft.divergence import Check, Watch
 from mysqlraft.keys import Reload
@@ -297,11 +297,8 @@ class Daemon:
         told = self._node.transport.status_of(site)
         if told is None:
             return None
-        try:
-            row = msgpack.unpackb(told[0])
-        except (ValueError, msgpack.UnpackException):
-            return None
-        return (row, told[1]) if isinstance(row, dict) else None
+        row = heard_row(told[0])
+        return None if row is None else (row, told[1])
 
     # What actions need of this site (`admin.actions.Site`).
 

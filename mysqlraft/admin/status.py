@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
+import msgpack
+
 from mysqlraft import __version__
 from mysqlraft.config import Config
 
@@ -72,6 +74,26 @@ def own_row(config: Config, node: Mapping[str, Any], replica: Mapping[str, Any])
         "replicate": [list(config.replicate.include), list(config.replicate.exclude)],
         "policy": config.apply.policy,
     }
+
+
+_TOLD: Mapping[str, type] = {
+    "role": str, "state": str, "reason": str, "commit_index": int, "applied": int, "lag": dict, "pending": int,
+    "conflicts": int, "capture": dict, "units": dict, "checks": list,
+}  # fmt: skip
+"""What of another site's row is relied upon here; all but the state may be None."""
+
+
+def heard_row(told: bytes) -> Row | None:
+    """The row that another site tells, encoded; None if that is no row as this version knows them."""
+    try:
+        row = msgpack.unpackb(told)
+    except (ValueError, msgpack.UnpackException):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("state"), str):
+        return None
+    if any(not isinstance(row.get(key), kind | None) for key, kind in _TOLD.items()):
+        return None
+    return row
 
 
 def cluster_status(

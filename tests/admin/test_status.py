@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from mysqlraft import config
 from mysqlraft.admin.metrics import metrics
-from mysqlraft.admin.status import Row, cluster_status, own_row, unready
+from mysqlraft.admin.status import Row, cluster_status, heard_row, own_row, unready
 from mysqlraft.cli.status import lines
 from mysqlraft.config import Config
 from mysqlraft.raft.counters import Counters
@@ -104,6 +105,38 @@ def test_a_site_that_was_never_heard_of() -> None:
     assert [row["state"] for row in found["sites"]] == ["running", "silent", "silent"]
     assert found["sites"][1]["reason"] == "nothing heard of it yet"
     assert re.search(r"oslo +- +- +- +- +- +- +- +silent: nothing heard of it yet", "\n".join(lines(found)))
+
+
+def test_a_row_is_heard_as_it_was_told() -> None:
+    row = own_row(settings("oslo"), node(role="follower"), replica(checks=[(1024, "a b")]))
+    again = heard_row(msgpack.packb(row))
+    assert again == {**row, "checks": [[1024, "a b"]]}
+    assert heard_row(msgpack.packb({**row, "lag": None, "colour": "red"})) is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checks": 5},
+        {"commit_index": "x"},
+        {"lag": 3},
+        {"state": None},
+        {"state": 1},
+        {"capture": []},
+        {"applied": 1.5},
+    ],
+    ids=str,
+)
+def test_what_is_no_row_harms_nothing(change: dict[str, Any]) -> None:
+    """As from a site of another version."""
+    row = own_row(settings("oslo"), node(role="follower"), replica())
+    assert heard_row(msgpack.packb(row)) is not None
+    assert heard_row(msgpack.packb({**row, **change})) is None
+
+
+@pytest.mark.parametrize("told", [b"", b"\xc1", b"\x91" * 5000, msgpack.packb([1]), msgpack.packb({})], ids=repr)
+def test_garbage_is_no_row(told: bytes) -> None:
+    assert heard_row(told) is None
 
 
 def test_a_site_that_cannot_be_reached_says_why() -> None:
