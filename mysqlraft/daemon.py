@@ -320,10 +320,17 @@ class Daemon:
         return str(reason)
 
     async def read_index(self) -> int:
+        self._applies()
         return await self._node.read_index()
 
     async def wait_applied(self, index: int) -> None:
+        self._applies()
         await self._supervisor.wait_applied(index)
+
+    def _applies(self) -> None:
+        """Raises NotDone if nothing is applied here, however long somebody waits."""
+        if reason := self._hold_reason():
+            raise NotDone(Outcome.REFUSED, f"nothing is applied here: {reason}")
 
     def applied(self) -> int | None:
         return self._supervisor.status.get("applied")

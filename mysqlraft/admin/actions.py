@@ -87,7 +87,10 @@ def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], site
             async with asyncio.timeout(left):
                 await site.wait_applied(index)
         except TimeoutError:
-            reason = f"not applied within {seconds:g} s: this site has applied up to {site.applied()}, not to {index}"
+            held = site.applied()
+            reason = f"not applied within {seconds:g} s: this site has applied up to {held}, not to {index}"
+            if held is not None and held >= index:  # as it said last: nobody says so now
+                reason = f"no answer within {seconds:g} s from what applies here; `mysqlraft status` says what it is at"
             raise NotDone(Outcome.UNKNOWN, reason) from None
         return {"index": index, "waited_ms": round((time.monotonic() - started) * 1000, 3)}
 

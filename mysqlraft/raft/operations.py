@@ -108,11 +108,11 @@ class Operations:
     async def perform(self, request: Request, seconds: float) -> dict[str, Any]:
         """Have it done within so many seconds; what came of it. Raises NotDone."""
         deadline = time.monotonic() + min(seconds, MAX_SECONDS)
-        membership, reason = self._node.membership
-        if membership is not Membership.MEMBER:
-            raise NotDone(Outcome.REFUSED, f"this site is {reason}; ask at a member")
         waiting_for = "no leader is known here: does a majority of the voters run, and reach each other?"
         while True:
+            membership, reason = self._node.membership
+            if membership is not Membership.MEMBER:
+                raise NotDone(Outcome.REFUSED, f"this site is {reason}; ask at a member")
             leader = self._node.leader
             try:
                 if leader == self._node.site:
@@ -202,9 +202,10 @@ class Operations:
             async with asyncio.timeout(max(_PAUSE, deadline - time.monotonic())):
                 await node.wait_committed(index)
         except TimeoutError:
-            raise NotDone(
-                Outcome.UNKNOWN, f"{what} and has not committed in time: it will when a majority of the voters has it"
-            ) from None
+            reason = f"{what} and has not committed in time: it will when a majority of the voters has it"
+            if change is Change.READDRESS:
+                reason += "; if the address is wrong, and the majority needs that site: docs/operations.md, Members"
+            raise NotDone(Outcome.UNKNOWN, reason) from None
         if node.term_at(index) != term:
             raise NotDone(Outcome.REFUSED, f"{what}, but another leader has replaced it: ask again")
         return {"configuration_index": index, "leader": node.site}

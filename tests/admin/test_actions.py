@@ -21,6 +21,8 @@ class Site:
         self.performed: list[tuple[Request, float]] = []
         self.committed = 10
         self.leaderless = False
+        self.ended = False
+        """What applies here does not run."""
 
     async def perform(self, request: Request, seconds: float) -> dict[str, Any]:
         self.performed.append((request, seconds))
@@ -34,7 +36,7 @@ class Site:
         return self.committed
 
     async def wait_applied(self, index: int) -> None:
-        if index > 10:
+        if index > 10 or self.ended:
             await asyncio.Event().wait()
 
     def applied(self) -> int | None:
@@ -85,6 +87,10 @@ def test_barrier_and_wait() -> None:
     )
     assert ask(site, "/barrier", timeout=0.05) == late
     assert ask(site, "/wait", index=11, timeout=0.05) == late
+    site.ended = True
+    status, answer = ask(site, "/wait", index=3, timeout=0.05)
+    assert (status, answer["outcome"]) == (504, "unknown")
+    assert answer["error"].startswith("no answer within 0.05 s from what applies here")
     site.leaderless = True
     status, answer = ask(site, "/barrier", timeout=0.05)
     assert (status, answer["outcome"]) == (503, "no leader")

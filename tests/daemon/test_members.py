@@ -105,6 +105,10 @@ def test_a_site_joins_and_is_removed(make: Callable[[int], Cluster]) -> None:
     assert "not a member any more, by the configuration at index " in reason
     until(lambda: third.daemon.replica_pid is None, "its replica process has ended")
     assert ask(third, "/readyz")[0] == 503
+    for verb in (["barrier"], ["wait", "--index", "1"]):
+        refused = command(third, *verb)
+        assert refused.returncode == 1
+        assert "nothing is applied here: this site is not a member of the cluster" in refused.stderr
     sql(third, "INSERT INTO shop.t VALUES (4)")
     sql(first, "INSERT INTO shop.t VALUES (5)")
     until(lambda: [len(sql(one, "SELECT a FROM shop.t")) for one in (first, second)] == [3, 3], "the members go on")

@@ -31,6 +31,7 @@ class Sites:
         self.addresses = {site: server.address for site, server in founders.servers.items()}
         for port in free_ports(joiners):
             self.addresses[len(self.addresses) + 1] = f"127.0.0.1:{port}"
+        self.dial: dict[int, str] = {}
         self.seconds = SECONDS
         self.nodes: dict[int, Node] = {}
         self.operations: dict[int, Operations] = {}
@@ -40,7 +41,16 @@ class Sites:
         store = LevelDBStore(self.directory / str(site), "test", site)
         if site in self.founders.servers and not store.last_index:
             bootstrap(store, self.founders)
-        node = Node(site, "test", store, self.addresses[site], tick_seconds=TICK, random=Random(site), limits=LIMITS)
+        node = Node(
+            site,
+            "test",
+            store,
+            self.addresses[site],
+            addresses=self.dial,
+            tick_seconds=TICK,
+            random=Random(site),
+            limits=LIMITS,
+        )
         self.operations[site] = Operations(node)
         await node.start()
         self.nodes[site], self._stores[site] = node, store
@@ -221,6 +231,30 @@ def test_an_address_is_changed_while_the_site_is_away(tmp_path: Path) -> None:
             await until(lambda: leader.transport.connected(moved))
             taken = made.perform(other, "readdress", site=moved, address=made.addresses[other])
             assert "same address" in await refused(taken)
+
+    run(work())
+
+
+def test_a_wrong_address_of_a_site_that_the_majority_needs_is_mended_by_dial(tmp_path: Path) -> None:
+    """The procedure of docs/operations.md."""
+
+    async def work() -> None:
+        async with sites(founders(2), tmp_path) as made:
+            leader = (await made.led()).site
+            away = 3 - leader
+            right = made.addresses[away]
+            made.seconds = 1.0
+            wrong = made.perform(leader, "readdress", site=away, address=f"127.0.0.1:{free_ports(1)[0]}")
+            assert "if the address is wrong" in await refused(wrong, Outcome.UNKNOWN)
+            await made.stop(leader)
+            made.dial = {away: right}
+            await made.start(leader)
+            made.seconds = 20.0
+            await made.led()
+            await made.perform(away, "readdress", site=away, address=right)
+            configuration = made.nodes[leader].configuration
+            assert configuration is not None
+            assert configuration.servers[away].address == right
 
     run(work())
 
