@@ -90,7 +90,10 @@ def open_store(settings: Config) -> LevelDBStore:
         StartError: the directory is another site's, in use, or cannot be read.
     """
     try:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, FileNotFoundError):
+            raise StartError(f"data_dir: {settings.data_dir} cannot be a directory", EXIT_CONFIGURATION) from None
         return LevelDBStore(settings.data_dir, settings.cluster.id, settings.own.id)
     except WrongDirectory as error:
         raise StartError(f"data_dir: {error}", EXIT_CONFIGURATION) from None
@@ -234,7 +237,10 @@ class Daemon:
         try:
             await node.start()
         except OSError as error:
-            raise StartError(f"listen {settings.bind}: {_reason(error)}", EXIT_ADDRESS) from None
+            hint = (
+                "" if settings.listen else "; if its address is not one of this machine's, say where to listen: listen"
+            )
+            raise StartError(f"listen {settings.bind}: {_reason(error)}{hint}", EXIT_ADDRESS) from None
         stack.push_async_callback(self._stop_node)
         if difference := file_difference(settings, node.status()):
             logger.warning("%s", difference)

@@ -32,6 +32,10 @@ NO_LIMIT = 1 << 62
 class LogDivergence(Exception):
     """An entry does not continue the log that it claims to: two logs differ where Raft says that they cannot."""
 
+    def __init__(self, what: str) -> None:
+        remedy = "keep data_dir to find out why, and let the site rejoin as a new member with an empty one"
+        super().__init__(f"this site's log and the leader's differ: {what}; {remedy}")
+
 
 class RaftLog:
     """Entries base.index+1 .. last_index."""
@@ -181,7 +185,7 @@ class RaftLog:
                 raise LogDivergence(
                     f"entry {entry.index} of term {entry.term} does not follow from this site's log: "
                     f"the running checksum before it is {chain:016x} here"
-                    + (" (were the sites bootstrapped with different configurations?)" if entry.index == 2 else "")
+                    + (" (were the sites bootstrapped with different cluster.sites?)" if entry.index == 2 else "")
                 )
             chain = entry.chain
         self.append(new)

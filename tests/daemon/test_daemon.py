@@ -494,6 +494,22 @@ def test_an_address_in_use(key: str, tmp_path: Path) -> None:
     assert f"listen {address}: Address already in use" in errors
 
 
+def test_an_address_of_another_machine(tmp_path: Path) -> None:
+    sites = [{"id": 1, "name": "tokyo", "address": "192.0.2.1:7450"}]
+    status, errors = ended(settings(tmp_path, cluster={"id": "test", "sites": sites}))
+    assert status == EXIT_ADDRESS
+    assert "listen 192.0.2.1:7450: Cannot assign requested address" in errors
+    assert "say where to listen" in errors
+
+
+def test_a_data_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in ("file", "file/below"):
+        status, errors = ended(settings(tmp_path, data_dir=str(tmp_path / path)))
+        assert status == EXIT_CONFIGURATION
+        assert f"data_dir: {tmp_path / path} cannot be a directory" in errors
+
+
 def test_a_second_daemon_in_the_same_directory(tmp_path: Path) -> None:
     path = settings(tmp_path)
     with running(path) as first:

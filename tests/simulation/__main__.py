@@ -16,6 +16,8 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     arguments = parser.parse_args()
+    if min(arguments.seeds, arguments.jobs) < 1:
+        parser.error("--seeds and --jobs are at least 1: nothing that was not run has passed")
     began = time.monotonic()
     failures = []
     for done, failure in enumerate(run_seeds(arguments.start, arguments.seeds, arguments.jobs), 1):

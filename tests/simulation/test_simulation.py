@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from tests.simulation.__main__ import main
 from tests.simulation.bugs import planted
 from tests.simulation.checks import History, Read, Violation
 from tests.simulation.runner import Failure, explain, minimized, run_schedule, run_seed
@@ -85,3 +86,11 @@ def test_a_history_that_is_not_linearizable_is_found() -> None:
     history.write_returned((1, 1, 2), 4)  # so did this
     with pytest.raises(Violation, match="linearizable: write"):
         history.write_returned((2, 1, 1), 3)
+
+
+@pytest.mark.parametrize("nothing", [["--seeds", "0"], ["--seeds", "-5"], ["--jobs", "0"]])
+def test_no_seeds_have_not_passed(nothing: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["simulation", *nothing])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
