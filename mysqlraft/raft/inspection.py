@@ -130,7 +130,11 @@ class Copy:
 
     def _copy(self, name: str, size: int) -> None:
         if shutil.disk_usage(self._home).free < size + SPARE_BYTES:
-            raise OSError(f"there is no room in {self._home.parent} for a copy")
+            whole = sum(file.stat().st_size for file in self._source.iterdir())
+            raise OSError(
+                f"there is no room in {self._home.parent} for a copy: it takes {(whole >> 20) + 1} MiB, and "
+                f"{SPARE_BYTES >> 20} MiB stay free for the daemon"
+            )
         shutil.copyfile(self._source / name, self._home / name)
 
     def bounds(self) -> tuple[int, int]:
