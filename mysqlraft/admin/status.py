@@ -6,8 +6,10 @@ Every site makes one *row* about itself and tells it to all others (`own_row`); 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from types import UnionType
 from typing import Any
 
 import msgpack
@@ -76,24 +78,32 @@ def own_row(config: Config, node: Mapping[str, Any], replica: Mapping[str, Any])
     }
 
 
-_TOLD: Mapping[str, type] = {
+_TOLD: Mapping[str, type | UnionType] = {
     "role": str, "state": str, "reason": str, "commit_index": int, "applied": int, "lag": dict, "pending": int,
     "conflicts": int, "capture": dict, "units": dict, "checks": list,
 }  # fmt: skip
-"""What of another site's row is relied upon here; all but the state may be None."""
+"""What of another site's row is relied upon here; all but the state may be None, or missing."""
+_LAG: Mapping[str, type | UnionType] = {"entries": int, "seconds": int | float}
 
 
 def heard_row(told: bytes) -> Row | None:
-    """The row that another site tells, encoded; None if that is no row as this version knows them."""
+    """The row that another site tells, encoded; None if that is no row as this version knows them, or if it holds what
+    JSON cannot: then nobody here could be shown a status."""
     try:
         row = msgpack.unpackb(told)
-    except (ValueError, msgpack.UnpackException):
+        json.dumps(row, allow_nan=False)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
         return None
     if not isinstance(row, dict) or not isinstance(row.get("state"), str):
         return None
-    if any(not isinstance(row.get(key), kind | None) for key, kind in _TOLD.items()):
+    row = dict.fromkeys(_TOLD) | row
+    if not _fits(row, _TOLD) or not _fits(row["lag"] or {}, _LAG):
         return None
     return row
+
+
+def _fits(told: Row, kinds: Mapping[str, type | UnionType]) -> bool:
+    return all(isinstance(told.get(key), kind | None) for key, kind in kinds.items())
 
 
 def cluster_status(

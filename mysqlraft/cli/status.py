@@ -79,7 +79,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         "-" if seconds is None else f"{seconds:.1f} s",
         _number(row.get("pending")),
         _number(row.get("conflicts")),
-        f"{capture['file']}:{capture['offset']}" if capture.get("file") else "-",
+        f"{capture['file']}:{capture.get('offset')}" if capture.get("file") else "-",
         f"{row['state']}: {row['reason']}" if row.get("reason") else row["state"],
     )
 

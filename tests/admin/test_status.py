@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,12 @@ def test_a_row_is_heard_as_it_was_told() -> None:
         {"state": 1},
         {"capture": []},
         {"applied": 1.5},
+        {"lag": {"entries": "x"}},
+        {"lag": {"seconds": b"1"}},
+        {"version": b"1"},
+        {"new": [{b"1": 1}]},
+        {"new": float("nan")},
+        {"new": msgpack.Timestamp(1)},
     ],
     ids=str,
 )
@@ -132,6 +139,15 @@ def test_what_is_no_row_harms_nothing(change: dict[str, Any]) -> None:
     row = own_row(settings("oslo"), node(role="follower"), replica())
     assert heard_row(msgpack.packb(row)) is not None
     assert heard_row(msgpack.packb({**row, **change})) is None
+
+
+def test_a_row_of_which_little_is_known_is_shown() -> None:
+    row = heard_row(msgpack.packb({"state": "running", "capture": {"file": "binlog.000001"}}))
+    assert row is not None
+    found = cluster_status(settings(), node(peers={2: {}}), replica(), lambda site: (row, 0.1))
+    json.dumps(found)
+    assert metrics(found)
+    assert "configuration differs" in "\n".join(lines(found))
 
 
 @pytest.mark.parametrize("told", [b"", b"\xc1", b"\x91" * 5000, msgpack.packb([1]), msgpack.packb({})], ids=repr)
