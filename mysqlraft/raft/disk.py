@@ -34,9 +34,13 @@ class DiskThread:
         self._work = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         """That of the first call, with which the thread begins."""
+        self._stopped = False
 
     def call(self, function: Callable[[], Any], done: Callable[[Any, Exception | None], None]) -> None:
-        """Calls `function()` after those before, and then, on the loop, `done` with what it returned or its error."""
+        """Calls `function()` after those before, and then, on the loop, `done` with what it returned or its error.
+        Raises RuntimeError after `stop`: nobody would ever be told."""
+        if self._stopped:
+            raise RuntimeError(f"the thread {self._name} has been stopped")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True).start()
@@ -60,9 +64,11 @@ class DiskThread:
     async def stop(self) -> bool:
         """Until all that was asked for is done. Bounded: whether it is."""
         if self._loop is None:
+            self._stopped = True
             return True
         finished = asyncio.Event()
         self.call(lambda: None, lambda result, error: finished.set())
+        self._stopped = True
         self._work.put(None)
         try:
             async with asyncio.timeout(LAST_CALL_SECONDS):

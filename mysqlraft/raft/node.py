@@ -255,7 +255,7 @@ class Node:
 
     async def save_snapshot(self, index: int, data: Iterable[bytes]) -> Snapshot:
         """Keep a snapshot of the FSM after the committed entry `index`. `data` is read in another thread. Raises
-        StoreError."""
+        StoreError, and RuntimeError when this node stops meanwhile."""
         if self._transfers is None:
             raise RuntimeError("the node has no snapshots")
         snapshot = await self._transfers.save(*self._core.log.snapshot_point(index), data)

@@ -8,7 +8,7 @@ are read in other threads, one for each follower, and leave through a connection
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mysqlraft.raft.configuration import Configuration
 from mysqlraft.raft.disk import DiskThread
@@ -67,7 +67,9 @@ class SnapshotTransfers:
     async def save(
         self, base: Base, configuration_index: int, configuration: Configuration, data: Iterable[bytes]
     ) -> Snapshot:
-        made: Snapshot = await self._disk.run(self.store.save, base, configuration_index, configuration, data)
+        """Raises RuntimeError if this is stopped meanwhile."""
+        given = self._until_stopped(data)
+        made: Snapshot = await self._disk.run(self.store.save, base, configuration_index, configuration, given)
         return made
 
     async def reap(self, in_use: Sequence[Snapshot]) -> None:
@@ -100,6 +102,13 @@ class SnapshotTransfers:
             task = asyncio.get_running_loop().create_task(self._serve(request, snapshot))
             self._serving[site] = snapshot, task
 
+    def _until_stopped(self, data: Iterable[bytes]) -> Iterator[bytes]:
+        """A whole snapshot may take minutes on a disk that does not hang."""
+        for part in data:
+            if self._stopped:
+                raise RuntimeError("the transfers of snapshots have been stopped")
+            yield part
+
     async def _serve(self, request: SnapshotChunkRequest, snapshot: Snapshot) -> None:
         """Until the follower has what it asked for, and whatever it asks for meanwhile of the same snapshot."""
         sender = self._senders[request.sender]
@@ -108,7 +117,7 @@ class SnapshotTransfers:
         try:
             if snapshot not in self._verified:
                 # What is damaged here would be refused there only as a whole, again and again.
-                await reader.run(lambda: [None for _ in self.store.data(snapshot)])
+                await reader.run(lambda: [None for _ in self._until_stopped(self.store.data(snapshot))])
                 self._verified.add(snapshot)
             while sender.name == (snapshot.last_index, snapshot.checksum) and (chunk := sender.next(self._chunk_bytes)):
                 offset, length = chunk

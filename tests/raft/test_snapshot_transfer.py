@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -285,6 +287,42 @@ def test_what_still_leaves_for_a_removed_member_is_not_reaped(tmp_path: Path) ->
         with pytest.raises(StoreError, match="holds no snapshot up to 1"):
             store.read(leaving, 0, 1)
         await transfers.stop()
+
+    run(work())
+
+
+@pytest.mark.parametrize("slow", ["save", "data"])
+def test_a_snapshot_that_takes_long_is_no_hung_disk(slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of transfers waits for no more than a part of it, and whoever waits for the whole is told."""
+    begun = threading.Event()
+
+    def endless(*_: object) -> Iterator[bytes]:
+        while True:
+            begun.set()
+            time.sleep(0.01)
+            yield b"y"
+
+    async def work() -> None:
+        store, failures = FileSnapshotStore(tmp_path), list[Exception]()
+        snapshot = store.save(Base(9, 1, 1), 1, members(3), [b"x"])
+        transfers = SnapshotTransfers(
+            store, chunk_bytes=9, bytes_per_second=0, send=lambda _: None, done=print, failed=failures.append
+        )
+
+        async def save() -> None:
+            await transfers.save(Base(10, 1, 1), 1, members(3), endless() if slow == "save" else [b"y"])
+            await transfers.reap([])
+
+        if slow == "data":
+            monkeypatch.setattr(store, "data", endless)
+            transfers.serve(SnapshotChunkRequest(1, 2, 3, 4, 9, snapshot.checksum, 0, 0, 1), snapshot)
+            await until(begun.is_set)
+        saving = asyncio.create_task(save())
+        await until(begun.is_set)
+        assert await transfers.stop()
+        assert failures == []
+        with pytest.raises(RuntimeError, match="stopped"):
+            await saving
 
     run(work())
 
