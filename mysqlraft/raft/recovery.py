@@ -52,9 +52,11 @@ def read_peers(path: Path, before: Configuration) -> Configuration:
     that is new needs its name. Raises ConfigurationError.
     """
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not JSON: {error}") from None
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
@@ -63,6 +65,14 @@ def read_peers(path: Path, before: Configuration) -> Configuration:
         return Configuration([_server(one, before) for one in listed])
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, in which JSON would let the last of several values win, silently."""
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise ConfigurationError(f"{given!r:.100} has a key twice")
+    return given
 
 
 def _server(given: dict[str, Any], before: Configuration) -> Server:

@@ -236,6 +236,7 @@ def test_what_a_peers_file_does_not_say_stays(tmp_path: Path) -> None:
         ("[1]", "is not a list of members"),
         ("[]", "at least one voter"),
         ('[{"id": 1}]', "has no address"),
+        ('[{"id": 1, "address": "a:1", "id": 2}]', "{'id': 2, 'address': 'a:1'} has a key twice"),
         ('[{"address": "a:1"}]', "has no id"),
         ('[{"id": 9, "address": "a:1"}]', "has no name"),
         ('[{"id": "1", "address": "a:1"}]', "id of {'id': '1', 'address': 'a:1'} has to be of type int"),
