@@ -628,6 +628,20 @@ def test_what_came_in_while_this_site_stood_still_is_heard_first(monkeypatch: py
     with_transports(work)
 
 
+def test_a_stall_makes_up_for_no_silence_after_it() -> None:
+    """Whoever was heard at its end would else be waited for twice as long."""
+
+    async def work() -> None:
+        connection = _Outgoing()
+        connection.stood_still(100.0)
+        assert 0.0 <= connection.silent_seconds < 50.0
+        connection.heard_at -= 200
+        connection.stood_still(100.0)
+        assert 100.0 <= connection.silent_seconds < 150.0
+
+    run(work())
+
+
 def test_a_dead_line_is_found_by_a_busy_site_too(impatient: float) -> None:
     """Its loop stands still again and again."""
 
