@@ -122,6 +122,7 @@ class Progress:
         self.probe_sent = False
         self.next_index = self.match + 1
         self.inflights.clear()
+        self.silent_ticks = 0
         self.snapshot = None
 
     def become_snapshot(self) -> None:
@@ -192,8 +193,8 @@ class Progress:
 
     def accepted(self, index: int) -> bool:
         """An append up to `index` was acknowledged. True if that is news."""
-        if self.state is not ProgressState.SNAPSHOT or (self.snapshot and index >= self.snapshot.last_index):
-            self.silent_ticks = self.offered_at = 0  # else it is of before the snapshot, and no sign that it gets there
+        if self.state is not ProgressState.SNAPSHOT:
+            self.silent_ticks = 0  # else it may be of before the snapshot, and no sign that it gets there
         news = index > self.match
         if news:
             self.match = index

@@ -372,6 +372,24 @@ def test_acknowledgements_from_before_a_snapshot_do_not_put_off_its_next_offer()
     assert cluster.sites[3].core.offer is not None
 
 
+def test_who_needs_no_snapshot_any_more_is_not_silent() -> None:
+    """By an acknowledgement from before it. The silence before would make the pipeline begin anew at once."""
+    cluster, leader = compacted_leader()
+    reachable(cluster, 3)
+    progress = leader.followers.progress[3]
+    cluster.propose(1, b"more")
+    leader.install(Snapshot(*leader.log.snapshot_point(leader.commit_index), 0, 0))
+    progress.give_up()
+    progress.offer(leader.snapshot, leader.log.base.index)
+    assert progress.snapshot is not None
+    assert progress.snapshot.last_index > leader.log.base.index
+    progress.silent_ticks = LIMITS.watchdog_ticks
+    early = leader.log.base.index
+    cluster.sites[1].step(AppendResponse(1, 3, leader.term, progress.session, early, False, 0, 0))
+    assert (progress.match, progress.state) == (early, ProgressState.REPLICATE)
+    assert progress.silent_ticks == 0
+
+
 def test_who_acknowledges_a_snapshot_late_is_offered_another_as_soon_as_anybody() -> None:
     """The silence before it, in which the log after that snapshot was given up, is not waited for once more."""
     cluster, leader = compacted_leader()
