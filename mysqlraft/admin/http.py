@@ -77,7 +77,7 @@ class HttpServer:
         self._admits = admits
         self._actions = actions or {}
         self._server: asyncio.Server | None = None
-        self._open = 0
+        self._serving: set[asyncio.Task[Any]] = set()
         self._acting = 0
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
@@ -93,15 +93,20 @@ class HttpServer:
         return self._server.sockets[0].getsockname()[1] if self._server is not None else None
 
     async def stop(self) -> None:
+        """Whoever still waits for an answer gets none."""
         if self._server is not None:
             self._server.close()
+            for task in self._serving:
+                task.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
             await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._open >= MAX_CONNECTIONS:
+        task = asyncio.current_task()
+        if len(self._serving) >= MAX_CONNECTIONS or task is None:
             writer.close()
             return
-        self._open += 1
+        self._serving.add(task)
         try:
             answered = await self._answer(reader)
             if answered is not None:
@@ -109,8 +114,10 @@ class HttpServer:
                     await _write(writer, *answered)
         except (TimeoutError, OSError):
             pass  # the client is too slow or gone: there is nobody to tell
+        except asyncio.CancelledError:
+            pass  # by `stop`; let through, asyncio would take it for an error
         finally:
-            self._open -= 1
+            self._serving.discard(task)
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader) -> tuple[Page, str, bool] | None:

@@ -115,6 +115,29 @@ def test_an_action_ends_when_its_client_leaves() -> None:
     serve(body)
 
 
+def test_the_end_is_no_error_of_who_still_waits(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither one whose action takes its time, nor one that has not asked yet."""
+
+    async def run() -> None:
+        waiting.clear()
+        server = HttpServer(PAGES, ACTIONS)
+        await server.start("127.0.0.1", 0)
+        silent = await asyncio.open_connection("127.0.0.1", server.port)
+        asking = await asyncio.open_connection("127.0.0.1", server.port)
+        asking[1].write(POST.replace(b"/echo", b"/wait") + JSON + b"Content-Length: 2\r\n\r\n{}")
+        async with asyncio.timeout(10):
+            while not waiting:  # noqa: ASYNC110 - bounded
+                await asyncio.sleep(0.001)
+            await server.stop()
+            for reader, writer in (silent, asking):
+                assert await reader.read() == b""
+                writer.close()
+        assert waiting[0].cancelled()
+
+    asyncio.run(run())
+    assert caplog.text == ""
+
+
 def test_actions_that_wait_leave_room_for_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_ACTIONS", 2)
 
