@@ -264,6 +264,7 @@ class Daemon:
         """Nothing that was acknowledged depends on it, so it must not keep the process from ending either, as it could:
         LevelDB waits for a thread of its own, and plyvel holds the interpreter's lock meanwhile."""
         if self._disk_came_back:
+            logger.info("closing the log directory=%s seconds_at_most=%.0f", store.directory, CLOSE_SECONDS)
             faulthandler.dump_traceback_later(CLOSE_SECONDS, exit=True)
             store.close()
             faulthandler.cancel_dump_traceback_later()
