@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +38,7 @@ def compacted(
 ) -> list[int]:
     """What the node was asked to compact up to, by a site that has committed 50,000 entries."""
     asked: list[int] = []
-    rows = {site: msgpack.packb({"commit_index": index}) for site, index in (stored or {}).items()}
+    rows = {site: msgpack.packb({"state": "running", "commit_index": index}) for site, index in (stored or {}).items()}
     node: Any = SimpleNamespace(
         status=lambda: {"members": {1: {}, 2: {}, 3: {}}},
         membership=(membership, ""),
@@ -53,12 +52,14 @@ def compacted(
     made._supervisor = SimpleNamespace(status={"needed_from": needed_from})  # type: ignore[assignment]
     monkeypatch.setattr(daemon, "COMPACT_SECONDS", 0)
 
-    async def once() -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await made._compact()
+    async def some_turns() -> None:
+        compacting = asyncio.create_task(made._compact())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not compacting.done()
+        compacting.cancel()
 
-    asyncio.run(once())
+    asyncio.run(some_turns())
     return sorted(set(asked))
 
 
