@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from mysqlraft.names import ADDRESS, ADDRESS_RULE, NAME, NAME_RULE, PORTS
+
 Parser = Callable[[Any], Any]
 T = TypeVar("T")
 
@@ -99,8 +101,8 @@ def text(value: Any) -> str:
 
 
 def name(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-        raise Refused("1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise Refused(NAME_RULE)
     return value
 
 
@@ -138,9 +140,9 @@ class Address:
 
     @classmethod
     def parse(cls, value: Any) -> Address:
-        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:\s]+)):(\d{1,5})", value if type(value) is str else "")
-        if not match or not 1 <= int(match[3]) <= 65535:
-            raise Refused("host:port, as in 10.0.0.1:7450, db1.example.net:7450 or [2001:db8::1]:7450")
+        match = ADDRESS.fullmatch(value if type(value) is str else "")
+        if not match or int(match[3]) not in PORTS:
+            raise Refused(ADDRESS_RULE)
         return cls(match[1] or match[2], int(match[3]))
 
     @property

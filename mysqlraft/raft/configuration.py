@@ -7,20 +7,18 @@ and any majority of the new one share a voter.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
 import msgpack
 
+from mysqlraft.names import ADDRESS, ADDRESS_RULE, NAME, NAME_RULE, PORTS
+
 SITE_IDS = range(1, 16)
 PRIORITIES = range(101)
 NOBODY = 0
 """No site's id."""
-# What a site's file can say, too: a member that none could name would be of no use, and nobody could be rid of it.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:\s\x00-\x1f\x7f]+):([0-9]{1,5})")
 
 
 class ConfigurationError(ValueError):
@@ -93,17 +91,11 @@ class Configuration:
         for server in ordered:
             if server.site not in SITE_IDS:
                 raise ConfigurationError(f"site id {server.site} is not in 1..15")
-            if not _NAME.fullmatch(server.name):
-                raise ConfigurationError(
-                    f"site {server.site}: name {server.name!r:.80} is not 1 to 64 letters, digits, '.', '_' or '-', "
-                    "beginning with a letter or digit"
-                )
-            address = _ADDRESS.fullmatch(server.address)
-            if address is None or not 0 < int(address[1]) < 65536:
-                raise ConfigurationError(
-                    f"site {server.site}: address {server.address!r:.80} is not host:port, as in 10.0.0.1:7450, "
-                    "db1.example.net:7450 or [2001:db8::1]:7450"
-                )
+            if not NAME.fullmatch(server.name):
+                raise ConfigurationError(f"site {server.site}: name {server.name!r:.80} is not {NAME_RULE}")
+            address = ADDRESS.fullmatch(server.address)
+            if address is None or int(address[3]) not in PORTS:
+                raise ConfigurationError(f"site {server.site}: address {server.address!r:.80} is not {ADDRESS_RULE}")
             if server.priority not in PRIORITIES:
                 raise ConfigurationError(f"site {server.site}: priority {server.priority} is not in 0..100")
         for what, values in (

@@ -53,18 +53,15 @@ def read_peers(path: Path, before: Configuration) -> Configuration:
     """
     try:
         listed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+            raise ConfigurationError('this is not a list of members, as in [{"id": 1, "address": "10.1.0.1:7450"}]')
+        return Configuration([_server(one, before) for one in listed])
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not JSON: {error}") from None
-    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
-        raise ConfigurationError(f'{path} is not a list of members, as in [{{"id": 1, "address": "10.1.0.1:7450"}}]')
-    try:
-        return Configuration([_server(one, before) for one in listed])
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
