@@ -229,6 +229,7 @@ def _ours(source: Server, target: Server, backlog: Backlog, path: Path) -> float
         connect=_login(target),
         log=log,
         dump_server_id=99,
+        look_ahead_server_id=98,
         on_ready=lambda state: ready.set(),
     )
     thread = threading.Thread(target=applier.run, daemon=True)
@@ -294,6 +295,7 @@ def _capture(login: dict[str, Any], backlog: Backlog, path: Path, pipe: Pipe) ->
         CaptureState(backlog.begin, (backlog.begin.file, backlog.begin.offset), 0),
         session=1,
         server_id=98,
+        scan_server_id=97,
         replicated=lambda schema, table: schema == "bench",
         position="file",
     )

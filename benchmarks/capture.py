@@ -117,7 +117,14 @@ def _ours(connect: dict[str, Any], begin: Position, rows: int) -> float:
     clock = _Clock(rows)
     start = CaptureState(begin, (begin.file, begin.offset), 0)
     clock.capture = Capture(
-        connect, clock, start, session=1, server_id=4_000_001, replicated=TableFilter(), position="file"
+        connect,
+        clock,
+        start,
+        session=1,
+        server_id=4_000_001,
+        scan_server_id=4_000_003,
+        replicated=TableFilter(),
+        position="file",
     )
     with suppress(_Done):
         clock.capture.run()

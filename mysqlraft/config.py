@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mysqlraft import keys
+from mysqlraft import files, keys
 from mysqlraft.keys import Address, ConfigError, Reader, Refused, Reload, key, section, sections
 
 __all__ = ["Address", "Config", "ConfigError", "load", "parse"]
 
 MIN_TOKEN = 16
 """Characters. A shorter one could be guessed."""
+MAX_SECRET = 4096
+"""Characters of a file with a password or a token."""
 MAX_SITES = 15  # an origin is four bits in the certification map
 
 _KiB, _MiB, _GiB = 1 << 10, 1 << 20, 1 << 30
@@ -34,16 +36,10 @@ def _pattern(value: Any) -> str:
     return value
 
 
-def _addresses(value: Any) -> dict[str, Address]:
-    if not isinstance(value, dict):
-        raise Refused('site names with host:port each, as in {tokyo: "10.9.0.1:7450"}')
-    return {name: Address.parse(address) for name, address in value.items()}
-
-
 def _read_secret(at: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        return files.read_text(path, MAX_SECRET).removesuffix("\n")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{at}: {path} cannot be read: {error}") from None
 
 
@@ -258,14 +254,15 @@ class RaftSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureSettings:
     position: str = key(
-        "How to name a place in the binlog: `gtid`, `file`, or `auto`: by GTID if the server uses them.",
+        "How to find a place in the binlog again: `gtid`, `file`, or `auto`: by its file while the server has that, "
+        "else by GTID.",
         keys.one_of("auto", "gtid", "file"),
         default="auto",
         reload=Reload.REPLICA,
     )
     part_bytes: int = key(
         "Small transactions share a log entry up to this size; a larger one travels in parts of it.",
-        keys.size(4 * _KiB, 16 * _MiB),
+        keys.size(4 * _KiB, 8 * _MiB),
         default=_MiB,
         unit="bytes",
         reload=Reload.REPLICA,
@@ -300,6 +297,14 @@ class ApplySettings:
         keys.size(4 * _KiB, 64 * _MiB),
         default=4 * _MiB,
         unit="bytes",
+        reload=Reload.REPLICA,
+    )
+    yield_after: float | None = key(
+        "How long a transaction of the application may keep apply from going on; then its connection is ended, which "
+        "rolls it back. `off`: as long as it likes.",
+        keys.number_or_off(1, 3600),
+        default=30.0,
+        unit="seconds",
         reload=Reload.REPLICA,
     )
     policy: str = key(
@@ -345,7 +350,7 @@ class Config:
     dial: Mapping[str, Address] | None = key(
         "Where this site reaches others, if not at their addresses: `{name: host:port}`, as for a tunnel or address "
         "translation.",
-        _addresses,
+        keys.map_of(Address.parse, 'site names with host:port each, as in {tokyo: "10.9.0.1:7450"}'),
         default=None,
     )
     tls: LinkTlsSettings | None = section(
@@ -406,11 +411,11 @@ def load(source: str | os.PathLike[str]) -> Config:
     """
     source = Path(source)
     try:
-        text = source.read_text(encoding="utf-8")
+        text = files.read_text(source, keys.MAX_CHARACTERS)
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: not UTF-8: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
     return parse(text, source)
 
 

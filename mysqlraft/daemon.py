@@ -13,8 +13,10 @@ import faulthandler
 import logging
 import os
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgpack
@@ -24,13 +26,16 @@ from mysqlraft import __version__, collector, config, keys, logs, systemd
 from mysqlraft.admin.access import Access
 from mysqlraft.admin.actions import actions
 from mysqlraft.admin.api import admin_server
-from mysqlraft.admin.status import Row, State, cluster_status, file_difference, heard_row, own_row
+from mysqlraft.admin.status import STOPPED, Row, State, cluster_status, file_difference, heard_row, own_row
+from mysqlraft.binlog.place import Place
 from mysqlraft.config import Config, ConfigError
 from mysqlraft.divergence import Check, Watch
 from mysqlraft.keys import Reload
+from mysqlraft.memory import give_large_blocks_back
 from mysqlraft.raft.beat import to_beat
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.configuration import Configuration, ConfigurationError, Server
+from mysqlraft.raft.identity import Rival
 from mysqlraft.raft.leveldb_store import LevelDBStore
 from mysqlraft.raft.limits import Limits
 from mysqlraft.raft.node import Node
@@ -61,7 +66,8 @@ EXIT_CODES = """\
 exit status of the daemon:
   0  stopped, as it was asked to
   1  an error in mysqlraft itself; the log has the traceback
-  2  the configuration or the directory is wrong: starting again would not help
+  2  starting again would not help: the configuration or the directory is wrong, or another daemon has this site's
+     identity
   3  an address cannot be listened on
   4  the log's storage failed: starting again goes on from what is on disk
 """
@@ -152,6 +158,7 @@ def run(settings: Config) -> int:
         settings.data_dir,
     )
     try:
+        give_large_blocks_back()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Daemon(settings).run())
     except StartError as error:
@@ -174,6 +181,9 @@ class Daemon:
         self._chains: dict[int, int] = {}
         self._stop = asyncio.Event()
         self._broken = ""
+        self._rival = ""
+        """Why another daemon is this site, and not this one."""
+        self._began = time.monotonic()
         self._membership = Membership.MEMBER
         self._disk_came_back = True
 
@@ -190,12 +200,15 @@ class Daemon:
             await self._stop.wait()
             if self._node.failed.done():
                 self._broken = str(self._node.failed.exception())
-            systemd.notify("STOPPING=1", f"STATUS={self._broken or 'stopping'}")
+            systemd.notify("STOPPING=1", f"STATUS={self._broken or self._rival or 'stopping'}")
         if not self._disk_came_back:
             self._broken = self._broken or "the disk does not come back"
         if self._broken:
             logger.critical("exiting reason=%r", self._broken)
             return EXIT_STORAGE if self._node.failed.done() or not self._disk_came_back else EXIT_ERROR
+        if self._rival:
+            logger.critical("%s", self._rival)
+            return EXIT_CONFIGURATION
         logger.info("stopped")
         return 0
 
@@ -231,6 +244,7 @@ class Daemon:
             tls=tls,
             names={site.id: site.name for site in settings.cluster.sites},
         )
+        node.transport.handshake.on_rival = self._found_rival
         self._skips = read_skips(settings)
         self._supervisor = Witness() if settings.own.witness else Supervisor(settings, node, self._skips)
         admin = admin_server(self._status, lambda: self._broken, actions(Operations(node).perform, self), access.admits)
@@ -290,6 +304,23 @@ class Daemon:
         logger.info("stopping signal=%s", number.name)
         self._stop.set()
 
+    def _found_rival(self, by: int, rival: Rival) -> None:
+        """A peer is connected with another daemon that is this site. The one that was there first goes on: this one,
+        if it is older than what the other one has at that peer, and has connections of its own."""
+        older = time.monotonic() - self._began > rival.seconds
+        if self._rival or (older and any(map(self._node.transport.connected, self._node.status()["members"]))):
+            return
+        since = datetime.now(UTC) - timedelta(seconds=rival.seconds)
+        names = {site.id: site.name for site in self._config.cluster.sites}
+        peer = names.get(by, f"site {by}")
+        self._rival = (
+            f"another daemon is {self._config.site} (site {self._config.own.id}) already, at {rival.where}: {peer} has "
+            f"been connected with it since {since:%Y-%m-%d %H:%M:%S} UTC. Two of them would undo each other's work, so "
+            "this one stops, and has changed nothing; stop the other one first, or give this one the file of a site of "
+            "its own"
+        )
+        self._stop.set()
+
     # What others may know.
 
     def _status(self) -> dict[str, Any]:
@@ -325,6 +356,33 @@ class Daemon:
         logger.warning("statement skipped index=%d by=%r reason=%r", index, by, reason)
         await self._supervisor.reload(self._config)
         return str(reason)
+
+    async def skip_captured(self, wanted: str, by: str) -> tuple[str, str, str]:
+        status = self._supervisor.status
+        reason = self._hold_reason() or status["reason"]
+        stopped_at = None if self._hold_reason() else status.get("capture_stopped_at")
+        if stopped_at is None:
+            state = f"{status['state']}: {reason}" if reason else status["state"]
+            raise NotDone(Outcome.REFUSED, f"capture has not stopped at a transaction here (this site is {state})")
+        place = Place(*stopped_at)
+        if not place.is_named(wanted):
+            raise NotDone(Outcome.REFUSED, f"it is at {place} that capture has stopped, not at {wanted}")
+        try:
+            skip = self._skips.add_captured(place, reason, by)
+        except OSError as error:
+            raise NotDone(Outcome.UNKNOWN, f"the decision cannot be kept in data_dir: {_reason(error)}") from None
+        logger.warning("own transaction skipped at=%s by=%r rows=%s reason=%r", place, by, skip.rows, reason)
+        await self._supervisor.reload(self._config)
+        return str(place), str(reason), skip.rows
+
+    async def wait_skipped(self, rows: str) -> None:
+        await self._supervisor.wait_report(
+            lambda status: rows in (status.get("capture_details") or {}).get("skipped", ())
+        )
+
+    def state(self) -> str:
+        status = self._supervisor.status
+        return f"{status['state']}: {status['reason']}" if status["reason"] else str(status["state"])
 
     async def read_index(self) -> int:
         self._applies()
@@ -439,7 +497,7 @@ class Daemon:
         self._node.transport.handshake.tls = tls
         logs.configure(new.log)
         logger.info("reloaded changed=%s", ",".join(changed) or "nothing")
-        if Reload.REPLICA in changed.values() or self._supervisor.status["state"] == State.STOPPED:
+        if Reload.REPLICA in changed.values() or self._supervisor.status["state"] in STOPPED:
             await self._supervisor.reload(new)
 
 

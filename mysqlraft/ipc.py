@@ -3,9 +3,10 @@
 Each is a stream of msgpack arrays: a `Say` and its fields.
 
     control: consensus -> replica                 replica -> consensus
-    START    path, text, last session, skipped    PROPOSE  session, sequence, payload
+    START    path, text, session, applied, skips  PROPOSE  session, sequence, payload
     HELD     session, sequence                    STATUS   {...}
-    STOP
+    STOP                                          ENDS     why
+                                                  BEAT
 
     log: consensus -> replica                     replica -> consensus
     ENTRIES  [entry, ...]                         WANT     first index, credit in bytes
@@ -21,12 +22,13 @@ always read, and everything that can queue is bounded by credit and window, so n
 apply to say at once when it is that far: somebody waits for it.
 
 The end of a stream is the end of the other process. The replica then exits at once: its server keeps what it
-committed, and everything else is in the log.
+committed, and everything else is in the log. ENDS is the last that it says if it cannot go on itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import socket
@@ -38,6 +40,8 @@ from typing import Any, NamedTuple, cast
 
 import msgpack
 
+logger = logging.getLogger(__name__)
+
 MAX_MESSAGE = 256 << 20
 """Bytes. Far above any entry; a longer message means that the two processes do not speak the same language."""
 
@@ -46,6 +50,13 @@ CREDIT = 8 << 20
 _CREDIT_STEP = CREDIT // 8
 """Credit is given back in steps of so many bytes at least: a message for each entry would wake consensus for each."""
 
+BEAT_SECONDS = 1.0
+"""How often the replica says at least that it is alive."""
+
+EXIT_FAILED = 1
+"""The replica's exit status when something went wrong that may not go wrong again."""
+EXIT_ALONE = 9
+"""The replica's exit status when consensus has closed a stream, or is gone."""
 EXIT_STOPPED = 10
 """The replica's exit status when what went wrong would go wrong again: somebody has to mend it first."""
 
@@ -59,6 +70,7 @@ class Say(IntEnum):
     STOP = 2
     PROPOSE = 3
     STATUS = 4
+    BEAT = 5
     ENTRIES = 16
     FETCHED = 17
     WANT = 18
@@ -66,6 +78,7 @@ class Say(IntEnum):
     FETCH = 20
     REACH = 21
     REACHED = 22
+    ENDS = 32
 
 
 class LogEntry(NamedTuple):
@@ -77,6 +90,17 @@ class LogEntry(NamedTuple):
     session: int
     sequence: int
     payload: bytes
+
+
+class SkipLists(NamedTuple):
+    """What somebody has decided to go past: log indices of statements; own transactions, each as the fields of a
+    `mysqlraft.binlog.place.Place` and the path of the file that it is to be kept in."""
+
+    statements: list[int]
+    captured: list[list[Any]]
+
+
+NOTHING_SKIPPED = SkipLists([], [])
 
 
 class LinkError(Exception):
@@ -103,33 +127,43 @@ class _Messages:
 
 
 class Channel(asyncio.Protocol):
-    """The consensus process's end of a stream: calls ``received(message)`` for each, and ``closed()`` at the end."""
+    """The consensus process's end of a stream: calls ``received(message)`` for each, and ``closed(why)`` at the end;
+    ``why`` is "" if it is the replica process that has closed it."""
 
-    def __init__(self, received: Callable[[list[Any]], None], closed: Callable[[], None]) -> None:
+    def __init__(self, received: Callable[[list[Any]], None], closed: Callable[[str], None]) -> None:
         self._received = received
         self._closed = closed
         self._messages = _Messages()
         self._transport: asyncio.Transport | None = None
+        self._why = ""
 
     def say(self, *message: Any) -> None:
         """Sends a message; does nothing once the channel is closed."""
         if self._transport is not None:
             self._transport.write(msgpack.packb(message))
 
-    def close(self) -> None:
+    def close(self, why: str = "") -> None:
         if self._transport is not None:
+            self._why = self._why or why
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
 
     def data_received(self, data: bytes) -> None:
-        for message in self._messages.feed(data):
-            self._received(message)
+        try:
+            for message in self._messages.feed(data):
+                self._received(message)
+        except LinkError as error:
+            self.close(str(error))
+        except Exception as error:
+            logger.exception("a message of the replica process cannot be dealt with")
+            self.close(f"internal error in the consensus process, {type(error).__name__}: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._closed()
+        # A connection that was reset is one that the other process has closed, by its end.
+        self._closed(self._why or ("" if exc is None or isinstance(exc, OSError) else str(exc)))
 
 
 class Link:
@@ -153,16 +187,16 @@ class Link:
         self.window_bytes = 16 << 20
         self.stopping = threading.Event()
 
-    def read_start(self) -> tuple[str, str, int, list[int]]:
+    def read_start(self) -> tuple[str, str, int, int, SkipLists]:
         """(path, text) of the configuration, the last session that an earlier replica process of this daemon proposed
-        in, and the log indices of statements that are skipped; call it once, before `start`. Raises EOFError when
-        consensus is gone already."""
+        in, the last log index that one has applied, and what is skipped; call it once, before `start`. Raises EOFError
+        when consensus is gone already."""
         message = next(self._messages, None)
         if message is None:
             raise EOFError
         if message[0] != Say.START:
             raise LinkError(f"expected START, not message {message[0]}")
-        return message[1], message[2], message[3], message[4]
+        return message[1], message[2], message[3], message[4], SkipLists(*message[5])
 
     def start(self, on_stop: Callable[[], None] = lambda: None) -> None:
         """Reads on in a thread of its own; ``on_stop`` is called in it when `stopping` is set."""
@@ -192,6 +226,10 @@ class Link:
             # With the lock held: no other session's proposal may overtake this one.
             self._say(Say.PROPOSE, session, sequence, payload)
 
+    def last_words(self, why: str) -> None:
+        """Tells consensus why this process is about to end."""
+        self._say(Say.ENDS, why)
+
     def is_open(self, session: int) -> bool:
         """Whether the session may propose."""
         return self._session == session
@@ -205,6 +243,10 @@ class Link:
         if status != self._reported:
             self._reported = status
             self._say(Say.STATUS, status)
+
+    def beat(self) -> None:
+        """Says that this process is alive; due every `BEAT_SECONDS`, as a status is only sent when it has changed."""
+        self._say(Say.BEAT)
 
     def _say(self, *message: Any) -> None:
         data = msgpack.packb(message)
@@ -230,8 +272,9 @@ class Link:
         try:
             for message in self._messages:
                 self._received(message)
-        finally:
-            self._end()
+        except LinkError as error:
+            self.last_words(str(error))
+        self._end()
 
     def _received(self, message: list[Any]) -> None:
         say = message[0]
@@ -344,4 +387,4 @@ class LogReader:
 
 def _exit() -> None:
     """At once, from any thread: there is nobody left to work for, and nothing that would have to be put away."""
-    os._exit(0)
+    os._exit(EXIT_ALONE)

@@ -22,6 +22,15 @@ from mysqlraft.names import ADDRESS, ADDRESS_RULE, NAME, NAME_RULE, PORTS
 Parser = Callable[[Any], Any]
 T = TypeVar("T")
 
+MAX_CHARACTERS = 64 << 10
+"""Of a file; a thousand table patterns fit. PyYAML takes a second for every 100,000 or so."""
+MAX_DEPTH = 20
+MAX_VALUES = 10_000
+"""In a file, those of an alias counted wherever it is used."""
+_TOO_DEEP = f"more than {MAX_DEPTH} levels of nesting"
+MAX_PROBLEMS = 50
+"""Of a file, the first so many are named."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; ``problems`` holds one line for each reason."""
@@ -33,6 +42,15 @@ class ConfigError(ValueError):
 
 class Refused(ValueError):
     """A parser's refusal of a value; its text is what is allowed instead."""
+
+
+class ItemsRefused(ValueError):
+    """A parser's refusal of some of a value's items; ``items`` holds of each its path below the key (``[2]``,
+    ``.dublin``), its value and what is allowed instead."""
+
+    def __init__(self, items: list[tuple[str, Any, str]]) -> None:
+        super().__init__("; ".join(f"{below}: {allowed}" for below, _, allowed in items))
+        self.items = items
 
 
 class Reload(StrEnum):
@@ -61,6 +79,21 @@ def number(low: float, high: float) -> Parser:
         if type(value) not in (int, float) or not low <= value <= high:
             raise Refused(f"a number from {low:g} to {high:g}")
         return float(value)
+
+    return parse
+
+
+def number_or_off(low: float, high: float) -> Parser:
+    """None for `off`, which YAML takes for false."""
+    parse_number = number(low, high)
+
+    def parse(value: Any) -> float | None:
+        if value is False or value == "off":
+            return None
+        try:
+            return float(parse_number(value))
+        except Refused as error:
+            raise Refused(f"{error}, or off") from None
 
     return parse
 
@@ -123,12 +156,32 @@ def list_of(parse_one: Parser) -> Parser:
     def parse(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise Refused("a list")
-        try:
-            return tuple(parse_one(one) for one in value)
-        except Refused as refused:
-            raise Refused(f"a list, each item: {refused}") from None
+        return tuple(_each(parse_one, [(f"[{n}]", one) for n, one in enumerate(value)]))
 
     return parse
+
+
+def map_of(parse_one: Parser, allowed: str) -> Parser:
+    """Names with a value each; ``allowed`` says so."""
+
+    def parse(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise Refused(allowed)
+        return dict(zip(value, _each(parse_one, [(f".{name}", one) for name, one in value.items()]), strict=True))
+
+    return parse
+
+
+def _each(parse_one: Parser, items: list[tuple[str, Any]]) -> list[Any]:
+    parsed, refusals = [], []
+    for below, one in items:
+        try:
+            parsed.append(parse_one(one))
+        except Refused as refused:
+            refusals.append((below, one, str(refused)))
+    if refusals:
+        raise ItemsRefused(refusals)
+    return parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +271,21 @@ def walk(of: type, above: str = "") -> Iterator[tuple[str, Key, Any]]:
 # Reading.
 
 
+class _Loader(yaml.SafeLoader):
+    """Does not follow nesting beyond MAX_DEPTH: PyYAML calls itself for each level."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 class Reader:
     """Reads one text into a section; ``problem`` may add what only the section's own rules can see."""
 
@@ -225,24 +293,15 @@ class Reader:
         self._source = source
         self._problems: list[str] = []
         self._lines: dict[str, int] = {}
+        self._values = 0
 
     def read(self, of: type[T], text: str, **given: Any) -> T:
         """An instance of ``of``, which also gets ``given``.
 
         Raises:
-            ConfigError: with every problem found.
+            ConfigError: with the problems found.
         """
-        loader = yaml.SafeLoader(text)
-        try:
-            root = loader.get_single_node()
-            tree = {} if root is None else self._plain(loader, root, "", ())
-        except yaml.MarkedYAMLError as error:
-            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise ConfigError(f"{self._source}{line}: not YAML: {error.problem}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{self._source}: not YAML: {error}") from None
-        finally:
-            loader.dispose()
+        tree = self._tree(text)
         result: T | None = self._section(of, tree, "", given)
         self.check()
         assert result is not None
@@ -253,16 +312,40 @@ class Reader:
         while known not in self._lines and known:  # a missing key: the line of what it is missing from
             known = known.rpartition(".")[0]
         where = f"{self._source}:{self._lines.get(known, 1)}"
+        at = at if at.isprintable() and len(at) <= 200 else _shown(at)
         self._problems.append(f"{where}: {at}: {reason}" if at else f"{where}: {reason}")
 
     def check(self) -> None:
         """Raises `ConfigError` if there were problems."""
         if self._problems:
-            raise ConfigError(*self._problems)
+            more = len(self._problems) - MAX_PROBLEMS
+            raise ConfigError(*self._problems[:MAX_PROBLEMS], *[f"{self._source}: and {more} more"] * (more > 0))
+
+    def _tree(self, text: str) -> Any:
+        if len(text) > MAX_CHARACTERS:
+            raise ConfigError(f"{self._source}: larger than {MAX_CHARACTERS:,} characters")
+        try:
+            loader = _Loader(text)
+            try:
+                root = loader.get_single_node()
+                return {} if root is None else self._plain(loader, root, "", ())
+            finally:
+                loader.dispose()
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise ConfigError(f"{self._source}{line}: not YAML: {_one_line(error.problem)}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{self._source}: not YAML: {_one_line(error)}") from None
 
     def _plain(self, loader: yaml.SafeLoader, node: yaml.Node, at: str, above: tuple[yaml.Node, ...]) -> Any:
         """The node's value. Notes every key's line, and refuses repeated keys, of which PyYAML would keep the last."""
-        self._lines.setdefault(at, node.start_mark.line + 1)
+        line = node.start_mark.line + 1
+        self._lines.setdefault(at, line)
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise ConfigError(f"{self._source}:{line}: more than {MAX_VALUES:,} values, those of aliases counted")
+        if len(above) > MAX_DEPTH:
+            raise ConfigError(f"{self._source}:{line}: {_TOO_DEEP}, those of aliases counted")
         if node in above:
             self.problem(at, "an alias that contains itself is not allowed")
         elif isinstance(node, yaml.SequenceNode):
@@ -270,15 +353,22 @@ class Reader:
         elif isinstance(node, yaml.MappingNode):
             mapping: dict[str, Any] = {}
             for key_node, value_node in node.value:
-                below = f"{at}.{key_node.value}" if at else str(key_node.value)
-                if key_node.value in mapping:
-                    self._lines[below] = key_node.start_mark.line + 1
-                    self.problem(below, "is given twice")
+                name = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
+                below = f"{at}.{name}" if at else name
                 self._lines[below] = key_node.start_mark.line + 1
-                mapping[str(key_node.value)] = self._plain(loader, value_node, below, (*above, node))
+                if not isinstance(key_node, yaml.ScalarNode):
+                    self.problem(below, "a key has to be a name")
+                    continue
+                if name in mapping:
+                    self.problem(below, "is given twice")
+                mapping[name] = self._plain(loader, value_node, below, (*above, node))
             return mapping
         else:
-            return loader.construct_object(node, deep=True)
+            try:
+                return loader.construct_object(node, deep=True)
+            except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
+                # PyYAML takes 2026-02-30 for a date, and does not mind what becomes of it.
+                self.problem(at, f"{_shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}; is it a text?")
         return None
 
     def _section(self, of: type, tree: Any, at: str, given: Mapping[str, Any]) -> Any:
@@ -317,11 +407,19 @@ class Reader:
             unit = f" ({key_.unit})" if key_.unit else ""
             self.problem(at, f"{'****' if key_.secret else _shown(value)} is not allowed: {refused}{unit}")
             return None
+        except ItemsRefused as refused:
+            for below, one, allowed in refused.items:
+                self.problem(at + below, f"{_shown(one)} is not allowed: {allowed}")
+            return None
 
 
 def _shown(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:200]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

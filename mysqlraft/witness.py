@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from mysqlraft.admin.status import State
@@ -28,6 +29,9 @@ class Witness:
 
     async def stop(self) -> None:
         pass
+
+    async def wait_report(self, is_it: Callable[[dict[str, Any]], bool]) -> None:
+        """Nothing is captured here."""
 
     async def wait_applied(self, index: int) -> None:
         raise NotDone(Outcome.REFUSED, "this site is a witness: it has no server to read from")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_defaults() -> None:
         ("capture: {position: here}", "capture.position: 'here' is not allowed: one of auto, gtid, file"),
         ("capture: {mark_seconds: .nan}", "capture.mark_seconds: nan is not allowed: a number from 0.1 to 3600"),
         ("replicate: {include: shop.*}", "replicate.include: 'shop.*' is not allowed: a list"),
-        ("replicate: {include: [shop]}", "replicate.include: ['shop'] is not allowed: a list, each item: schema.table"),
+        ("replicate: {include: [shop]}", "tokyo.yaml:10: replicate.include[0]: 'shop' is not allowed: schema.table"),
         ('admin: {listen: "0.0.0.0:7451"}', "admin.listen: '0.0.0.0:7451' is not allowed: beyond loopback everybody"),
         (
             'admin: {listen: "h:1", tls: {certificate: c, key: k}}',
@@ -71,7 +72,8 @@ def test_defaults() -> None:
         ("admin: {token_file: f, token_env: E}", "admin.token_env: token_file and token_env together are not allowed"),
         ("listen: 7450", "listen: 7450 is not allowed: host:port, as in 10.0.0.1:7450"),
         ("dial: {paris: 'localhost:1'}", "dial.paris: 'paris' is not allowed: one of tokyo, oslo"),
-        ("dial: {oslo: 1}", "dial: {'oslo': 1} is not allowed: host:port, as in 10.0.0.1:7450"),
+        ("dial: {oslo: 1}", "tokyo.yaml:10: dial.oslo: 1 is not allowed: host:port, as in 10.0.0.1:7450"),
+        ("dial:\n  tokyo: h:1\n  oslo: h", "tokyo.yaml:12: dial.oslo: 'h' is not allowed: host:port, as in"),
         ("dial: localhost:1", "dial: 'localhost:1' is not allowed: site names with host:port each"),
         ("log: {level: loud}", "log.level: 'loud' is not allowed: one of debug, info, warning, error"),
         ("insecure: 1", "insecure: 1 is not allowed: true or false"),
@@ -175,6 +177,59 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"site: caf\xe9")
     with pytest.raises(ConfigError, match="not UTF-8"):
         config.load(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("added", "expected"),
+    [
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{n}: &{n} [{f'*{p}, ' * 9}]\n" for n, p in zip("bcdefghi", "abcdefgh", strict=True)),
+            "tokyo.yaml:10: more than 10,000 values, those of aliases counted",
+        ),
+        ("a: " + "[" * 5000, "tokyo.yaml:10: not YAML: more than 20 levels of nesting"),
+        ("a: " + "{b: " * 5000, "tokyo.yaml:10: not YAML: more than 20 levels of nesting"),
+        ("\n".join(" " * n + "a:" for n in range(300)), "tokyo.yaml:29: not YAML: more than 20 levels of nesting"),
+        ("- " * 5000, "not YAML"),
+        (
+            "a0: &a0 ["
+            + "[" * 15
+            + "]" * 16
+            + "\n"
+            + "".join(f"a{n}: &a{n} {'[' * 15}*a{n - 1}{']' * 15}\n" for n in range(1, 20)),
+            "tokyo.yaml:10: more than 20 levels of nesting, those of aliases counted",
+        ),
+        ("x: " + "[1, " * 3 + "1, " * 19_000 + "]]]", "tokyo.yaml:10: more than 10,000 values"),
+        ("x: " + "a" * 70_000, "tokyo.yaml: larger than 65,536 characters"),
+        ("x: 2026-02-30", "tokyo.yaml:10: x: '2026-02-30' cannot be read as timestamp; is it a text?"),
+        ("x: " + "9" * 5000, "cannot be read as int"),
+        ("x: !!bool maybe", "x: 'maybe' cannot be read as bool"),
+        ("x: !!timestamp soon", "x: 'soon' cannot be read as timestamp"),
+        ("x: !!python/object:os.system y", "tokyo.yaml:10: not YAML: could not determine a constructor for the tag"),
+        ("? [a, b]\n: c", "tokyo.yaml:10: ?: a key has to be a name"),
+        ("x: \x00", "tokyo.yaml: not YAML: unacceptable character #x0000: special characters are not allowed"),
+        ('"a\\nb": c', "tokyo.yaml:10: 'a\\nb': unknown key"),
+        ("\n".join(f"key{n}: 1" for n in range(4000)), "tokyo.yaml: and 3950 more"),
+        ("\n".join("key: 1" for n in range(4000)), "tokyo.yaml: and 3950 more"),
+    ],
+)
+@pytest.mark.timeout(20)
+def test_a_hostile_file_costs_little_and_gets_clear_lines(added: str, expected: str) -> None:
+    began = time.process_time()
+    found = problems(MINIMAL + added)
+    assert time.process_time() - began < 5
+    assert len(found) <= keys.MAX_PROBLEMS + 1
+    assert all("\n" not in problem and len(problem) < 400 for problem in found)
+    print(found[-1])
+    assert any(expected in problem for problem in found), found[:3]
+
+
+def test_a_file_is_not_read_beyond_its_bound(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: larger than 65,536 characters"):
+        config.load("/dev/zero")
+    endless = read(MINIMAL.replace("root", "root, password_file: /dev/zero"))
+    with pytest.raises(ConfigError, match=r"mysql\.password_file: /dev/zero cannot be read: larger than 4,096 char"):
+        endless.server.read_password()
 
 
 def test_passwords_are_read_when_needed_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

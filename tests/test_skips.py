@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mysqlraft.binlog.place import Place
 from mysqlraft.skips import FILE, Skips
 
 
@@ -41,7 +42,19 @@ def test_a_decision_that_may_not_last_is_not_forgotten(tmp_path: Path, monkeypat
     assert skips.indices == Skips(tmp_path).indices == [7, 9]
 
 
-@pytest.mark.parametrize("text", ["", "[7]", '[{"index": 7}]', "{"])
+def test_own_transactions_are_kept_beside_statements(tmp_path: Path) -> None:
+    skips = Skips(tmp_path)
+    place = Place("binlog.000003", 4711, "1-1732793530", "0-1-7")
+    skips.add(7, "raced", "bob@tokyo")
+    made = skips.add_captured(place, "logged as a statement", "ann@tokyo")
+    assert skips.add_captured(place, "once more", "ann@tokyo").rows == made.rows
+    assert made.rows == str(tmp_path / "skipped" / "binlog.000003-4711-1-1732793530.jsonl")
+    read = Skips(tmp_path)
+    assert read.indices == [7]
+    assert read.lists == ([7], [["binlog.000003", 4711, "1-1732793530", "0-1-7", made.rows]])
+
+
+@pytest.mark.parametrize("text", ["", "[7]", '[{"index": 7}]', "{", "[" * 100_000])
 def test_a_damaged_file(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ValueError, match="is damaged"):

@@ -41,6 +41,16 @@ class Site(Protocol):
     async def skip(self, index: int, by: str) -> str:
         """Goes on behind the statement at which the site has stopped; why it had. Raises NotDone if it has not."""
 
+    async def skip_captured(self, wanted: str, by: str) -> tuple[str, str, str]:
+        """Leaves out the own transaction at which capture has stopped: what it is, why capture had, and the path of the
+        file that it is kept in. Raises NotDone if capture has not stopped at it."""
+
+    async def wait_skipped(self, rows: str) -> None:
+        """Until that file is written."""
+
+    def state(self) -> str:
+        """The state of replication here, and the reason for it."""
+
 
 def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], site: Site) -> dict[str, Action]:
     """path -> action."""
@@ -74,12 +84,27 @@ def actions(perform: Callable[[Request, float], Awaitable[dict[str, Any]]], site
         return await _applied(index, seconds, seconds)
 
     async def skip(wish: dict[str, Any]) -> dict[str, Any]:
-        _seconds(wish)
-        index, by = _index(wish), wish.pop("by", None)
+        seconds = _seconds(wish)
+        by, captured = wish.pop("by", None), wish.pop("captured", None)
+        index = _index(wish) if captured is None else None
         _nothing_else(wish)
         if type(by) is not str or not 0 < len(by) <= MAX_NAME:
             raise NotDone(Outcome.INVALID, "by: is missing: who has decided this")
-        return {"index": index, "reason": await site.skip(index, by)}
+        if index is not None:
+            return {"index": index, "reason": await site.skip(index, by)}
+        if type(captured) is not str or not 0 < len(captured) <= MAX_NAME:
+            raise NotDone(Outcome.INVALID, f"captured: {captured!r:.40} is not a GTID, nor a binlog FILE:OFFSET")
+        place, reason, rows = await site.skip_captured(captured, by)
+        try:
+            async with asyncio.timeout(seconds):
+                await site.wait_skipped(rows)
+        except TimeoutError:
+            raise NotDone(
+                Outcome.UNKNOWN,
+                f"the decision is kept, but {rows} is not written within {seconds:g} s, and only then capture goes on "
+                f"behind it; this site is {site.state()}",
+            ) from None
+        return {"captured": place, "reason": reason, "rows": rows}
 
     async def _applied(index: int, left: float, seconds: float) -> dict[str, Any]:
         started = time.monotonic()

@@ -55,6 +55,14 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
         ("applied", "Units applied since the replica process started."),
     ):
         yield from _metric(f"units_{name}_total", "counter", meaning, {}, units.get(name))
+    for name, meaning in (
+        ("left_out", "Rows that were not written, as local transactions that come later wrote them."),
+        ("in_full", "Rows of own units that were written again although it was not known what came later."),
+    ):
+        yield from _metric(f"rows_{name}_total", "counter", meaning, {}, units.get(f"rows_{name}"))
+    ended = (replica.get("apply") or {}).get("yielded")
+    meaning = "Connections of the application that were ended because apply waited for a row of theirs."
+    yield from _metric("connections_ended_total", "counter", meaning, {}, ended)
     yield from _raft(raft)
     outstanding = raft["outstanding_bytes"]
     yield from _metric("outstanding_bytes", "gauge", "Bytes proposed and not yet committed.", {}, outstanding)

@@ -35,6 +35,8 @@ class State(StrEnum):
     """Something failed that may pass, such as the server being down; it is tried again by itself."""
     STOPPED = "stopped"
     """Something failed that somebody has to mend."""
+    CAPTURE_STOPPED = "capture stopped"
+    """The other sites do not get what applications write here until somebody has fixed the reason; apply goes on."""
     STOPPING = "stopping"
     JOINING = "joining"
     """Not a member yet: replication begins when it is one."""
@@ -42,6 +44,10 @@ class State(StrEnum):
     """Not a member any more: nothing is captured or applied."""
     SILENT = "silent"
     """Another site that this one does not hear of; the rest of its row is what it said last."""
+
+
+STOPPED = (State.STOPPED, State.CAPTURE_STOPPED)
+"""Those that a reload tries to leave."""
 
 
 def own_row(config: Config, node: Mapping[str, Any], replica: Mapping[str, Any]) -> Row:
@@ -72,6 +78,7 @@ def own_row(config: Config, node: Mapping[str, Any], replica: Mapping[str, Any])
         "conflicts": replica.get("conflicts"),
         "capture": replica.get("capture"),
         "units": replica.get("units"),
+        "left_out": replica.get("left_out") or {},
         "checks": replica.get("checks") or [],
         "replicate": [list(config.replicate.include), list(config.replicate.exclude)],
         "policy": config.apply.policy,
@@ -80,7 +87,7 @@ def own_row(config: Config, node: Mapping[str, Any], replica: Mapping[str, Any])
 
 _TOLD: Mapping[str, type | UnionType] = {
     "role": str, "state": str, "reason": str, "commit_index": int, "applied": int, "lag": dict, "pending": int,
-    "conflicts": int, "capture": dict, "units": dict, "checks": list,
+    "conflicts": int, "capture": dict, "units": dict, "left_out": dict, "checks": list,
 }  # fmt: skip
 """What of another site's row is relied upon here; all but the state may be None, or missing."""
 _LAG: Mapping[str, type | UnionType] = {"entries": int, "seconds": int | float}
@@ -119,7 +126,7 @@ def cluster_status(
     rows = []
     for site, name in sorted(names.items()):
         if site == config.own.id:
-            rows.append({**mine, "age": 0.0, "connected": True, "rtt_ms": 0.0, "problem": None})
+            rows.append({**mine, "age": replica.get("age", 0.0), "connected": True, "rtt_ms": 0.0, "problem": None})
             continue
         peer = node["peers"].get(site, {})
         told = heard(site)
@@ -142,7 +149,14 @@ def cluster_status(
         "commit_index": max([node["commit_index"], *(row.get("commit_index") or 0 for row in rows)]),
         "configuration_index": node.get("configuration_index"),
         "transfer": names.get(node.get("transfer") or 0),
-        "notes": [note] if (note := file_difference(config, node)) else [],
+        "notes": [
+            *([note] if (note := file_difference(config, node)) else []),
+            *(
+                f"log index {index}: {names.get(site, site)} broke the protocol, and its session is void: {reason}"
+                for index, site, reason in replica.get("void", [])
+            ),
+            *_left_out(rows),
+        ],
         "sites": rows,
         "raft": dict(node),
         "replica": dict(replica),
@@ -179,6 +193,14 @@ def file_difference(config: Config, node: Mapping[str, Any]) -> str:
     if not found:
         return ""
     return f"cluster.sites in the file is not what the log holds, which counts: {'; '.join(found)}"
+
+
+def _left_out(rows: list[Row]) -> list[str]:
+    return [
+        f"{row['name']}: {count} rows of {table}, written while it had no primary key, are at that site only"
+        for row in rows
+        for table, count in sorted((row.get("left_out") or {}).items())
+    ]
 
 
 def _yaml(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mysqlraft.binlog.place import Place
 from mysqlraft.binlog.rows import RowKind
 
 
@@ -38,14 +39,19 @@ class Rows:
 
 @dataclass(slots=True)
 class SchemaChange:
-    """A statement to be run everywhere. ``inside``: rows of the same transaction follow."""
+    """A statement to be run everywhere, as in the binlog; ``text``: what it says. ``inside``: rows of the same
+    transaction follow. ``place``: of its transaction. ``timestamps``: the columns, in lower case, that were of type
+    TIMESTAMP in the table that it alters; None: not known."""
 
     tables: list[tuple[str, str | None]]
-    statement: str
+    statement: bytes
+    text: str
     schema: str
     context: dict[str, Any]
     committed_at: int
     inside: bool
+    place: Place | None = None
+    timestamps: frozenset[str] | None = None
 
 
 Item = Rows | SchemaChange | None

@@ -24,15 +24,22 @@ MySQL and MariaDB they agree where the weights do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any
+
+from mysqlraft.binlog.errors import BinlogError
 
 REMEMBERED = 1 << 16
 """Folded strings kept for each collation and prefix."""
 
 Query = Callable[[str], Sequence[Sequence[Any]]]
 """Runs one statement on the site's server and returns its rows."""
+
+LARGEST = 4 << 20
+"""Bytes of a string that the server may be asked about."""
+_SAMPLE_TOGETHER = 1 << 13
+"""Characters that it is asked about together: if its max_allowed_packet is small, the answer for more is NULL."""
 
 _NOT_ASCII = frozenset(("ucs2", "utf16", "utf16le", "utf32"))
 
@@ -45,9 +52,16 @@ class Fold:
     """
 
     def __init__(
-        self, whole: Callable[[bytes, int], bytes], ascii_table: bytes | None, ignored: bytes = b"", pad: bytes = b" "
+        self,
+        whole: Callable[[bytes, int], bytes],
+        beginning: Callable[[bytes, int], bytes],
+        ascii_table: bytes | None,
+        ignored: bytes = b"",
+        pad: bytes = b" ",
     ) -> None:
+        """``beginning``: of a string, what holds its first so many characters."""
         self._whole = whole
+        self._beginning = beginning
         self._prefixed: dict[int, Callable[[bytes], bytes]] = {}
         self.ascii = ascii_table
         self.ignored = ignored
@@ -56,13 +70,14 @@ class Fold:
     def prefixed(self, characters: int) -> Callable[[bytes], bytes]:
         """The fold of any string's first `characters`; 0: of all."""
         if characters not in self._prefixed:
-            whole = self._whole
+            whole, beginning = self._whole, self._beginning
 
             @lru_cache(maxsize=REMEMBERED)
             def fold(value: bytes) -> bytes:
                 return whole(value, characters)
 
-            self._prefixed[characters] = fold
+            # Of a large value no more is remembered, and sent, than counts.
+            self._prefixed[characters] = (lambda value: fold(beginning(value, characters))) if characters else fold
         return self._prefixed[characters]
 
 
@@ -82,6 +97,21 @@ class Collations:
             LookupError: this server has no such collation.
         """
         return self._find(collation)[1]
+
+    def name(self, collation: int) -> str:
+        """The name of a collation by its number.
+
+        Raises:
+            LookupError: this server has no such collation.
+        """
+        return self._find(collation)[0]
+
+    def text(self, value: bytes, charset: str) -> str | None:
+        """What the bytes say in a character set; None if MySQL finds that they are no text of it, or stops before the
+        end."""
+        given = f"CONVERT(0x{value.hex()} USING {charset})"
+        found, length = self._query(f"SELECT CONVERT({given} USING utf8mb4), LENGTH({given})")[0]
+        return None if found is None or int(length) != len(value) else str(found)
 
     def fold(self, collation: int) -> Fold:
         """How strings of this collation are folded.
@@ -121,12 +151,21 @@ class Collations:
         if name.endswith("_bin"):
             return self._binary(charset, width)
         levels = "_0900_" in name
+        beginning = partial(_beginning, charset, width)
 
         def asked(*texts: str) -> list[bytes]:
             found = self._query("SELECT " + ", ".join(f"WEIGHT_STRING({text}{self._level})" for text in texts))[0]
-            return [_first_level(bytes(each or b"")) if levels else bytes(each or b"") for each in found]
+            if None in found:
+                raise BinlogError(
+                    f"the server's max_allowed_packet is too small to compare strings of {name}: raise it"
+                )
+            return [_first_level(bytes(each)) if levels else bytes(each) for each in found]
 
         def literal(value: bytes) -> str:
+            if len(value) > LARGEST:
+                raise BinlogError(
+                    f"a value of {len(value)} bytes, collation {name}, in a unique key: at most {LARGEST}"
+                )
             return f"_{charset} 0x{value.hex()} COLLATE {name}" if value else f"_{charset} '' COLLATE {name}"
 
         def weights(value: bytes, characters: int = 0, *, trim: bool = False) -> bytes:
@@ -139,12 +178,11 @@ class Collations:
 
         if charset in _NOT_ASCII:
             space = weights(" ".encode({"utf16le": "utf-16-le", "utf32": "utf-32-be"}.get(charset, "utf-16-be")))
-            return Fold(lambda value, n: _strip(weights(value, n, trim=True), space), None)
+            return Fold(lambda value, n: _strip(weights(value, n, trim=True), space), beginning, None)
         single = asked(*(literal(bytes((code,))) for code in range(128)))
         lengths = {len(weight) for weight in single if weight}
-        sample = _sample()
-        if len(lengths) != 1 or weights(sample) != b"".join(single[code] for code in sample):
-            return Fold(lambda value, n: _strip(weights(value, n, trim=True), single[0x20]), None)
+        if len(lengths) != 1 or any(weights(text) != b"".join(single[code] for code in text) for text in _samples()):
+            return Fold(lambda value, n: _strip(weights(value, n, trim=True), single[0x20]), beginning, None)
 
         (unit,) = lengths
         representative: dict[bytes, bytes] = {}
@@ -159,15 +197,33 @@ class Collations:
             parts = (found[at : at + unit] for at in range(0, len(found), unit))
             return b"".join(representative.get(part) or b"\xff" + part for part in parts).rstrip(pad)
 
-        return Fold(whole, table, ignored, pad)
+        return Fold(whole, beginning, table, ignored, pad)
 
     @staticmethod
     def _binary(charset: str, width: int) -> Fold:
+        beginning = partial(_beginning, charset, width)
         if charset in _NOT_ASCII:
             space = " ".encode({"utf16le": "utf-16-le", "utf32": "utf-32-be"}.get(charset, "utf-16-be"))
             # Bytes are at least half a character: cutting by twice the characters' least size never cuts too little.
-            return Fold(lambda value, n: _strip(value[: n * len(space)] if n else value, space), None)
-        return Fold(lambda value, n: (value[:n] if n else value).rstrip(b" "), bytes(range(256)))
+            return Fold(lambda value, n: _strip(value[: n * len(space)] if n else value, space), beginning, None)
+        return Fold(lambda value, n: (value[:n] if n else value).rstrip(b" "), beginning, bytes(range(256)))
+
+
+def _beginning(charset: str, width: int, value: bytes, characters: int) -> bytes:
+    """What of the value holds its first so many characters, each of ``width`` bytes at most; all of it where it cannot
+    be told where a character begins."""
+    end = characters * width
+    if end >= len(value):
+        return value
+    if charset.startswith("utf8"):
+        while end and value[end] & 0xC0 == 0x80:
+            end -= 1
+    elif charset in ("utf16", "utf16le"):
+        # Half of a pair of surrogates belongs to no character that counts.
+        end -= 2 * (value[end - 2 if charset == "utf16" else end - 1] & 0xFC == 0xD8)
+    elif width > 1 and charset not in ("ucs2", "utf32"):
+        return value
+    return value[:end]
 
 
 def _strip(weights: bytes, space: bytes) -> bytes:
@@ -186,8 +242,10 @@ def _first_level(weights: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _sample() -> bytes:
-    """Text that holds every pair of ASCII characters and every triple of small letters."""
+def _samples() -> tuple[bytes, ...]:
+    """Texts that hold every pair of ASCII characters and every triple of small letters."""
     pairs = bytes(code for pair in product(range(128), repeat=2) for code in pair)
     letters = range(0x61, 0x7B)
-    return pairs + bytes(code for triple in product(letters, repeat=3) for code in triple)
+    text = pairs + bytes(code for triple in product(letters, repeat=3) for code in triple)
+    # Each text begins with the last two characters of the one before: no triple is missing.
+    return tuple(text[max(0, at - 2) : at + _SAMPLE_TOGETHER] for at in range(0, len(text), _SAMPLE_TOGETHER))

@@ -1,15 +1,21 @@
 """Which statements may stand before or after rows of their tables alike.
 
 A statement *commutes with row writes* if a row written before it, by a table map of that time, and the same row written
-after it leave the same table. Known from the text alone, so some that would are not known: a DROP INDEX does not say
-whether the index is unique. Whatever is not found here does not commute.
+after it leave the same table. This rests on how the row is written after it: columns that it lacks get what the ADD
+COLUMN that added them gave to all rows (`added_columns`), never the default that the table has at that moment, and an
+update keeps those of the row that it changes, if that keeps its primary key. Then a change of a default is nothing to
+any row: one that has the column brings its value, and one that lacks it does not ask. So a commuting statement writes
+no row, and nothing is to be written again because of it.
+
+Known from the text alone, so some that would are not known: a DROP INDEX does not say whether the index is unique.
+Whatever is not found here does not commute.
 """
 
 from __future__ import annotations
 
 from mysqlraft.binlog.statements import Reader, classify
 
-_NO_ROWS = frozenset(("VIEW", "TRIGGER", "PROCEDURE", "FUNCTION", "PACKAGE"))
+_NO_ROWS = frozenset(("VIEW", "TRIGGER", "PROCEDURE", "FUNCTION", "PACKAGE", "EVENT"))
 """Triggers do not fire for what apply writes."""
 
 _TYPES = frozenset(
@@ -17,12 +23,12 @@ _TYPES = frozenset(
         *("TINYINT", "SMALLINT", "MEDIUMINT", "INT", "INTEGER", "BIGINT", "BOOL", "BOOLEAN", "BIT"),
         *("DECIMAL", "DEC", "NUMERIC", "FIXED", "FLOAT", "DOUBLE", "REAL"),
         *("DATE", "TIME", "DATETIME", "YEAR", "JSON"),
-        *("CHAR", "VARCHAR", "BINARY", "VARBINARY", "ENUM"),
+        *("CHAR", "VARCHAR", "BINARY", "VARBINARY", "ENUM", "SET"),
         *("TINYTEXT", "TEXT", "MEDIUMTEXT", "LONGTEXT", "TINYBLOB", "BLOB", "MEDIUMBLOB", "LONGBLOB"),
     )
 )
 """Not TIMESTAMP, which may bring a DEFAULT CURRENT_TIMESTAMP of its own."""
-_ATTRIBUTES = frozenset(("UNSIGNED", "SIGNED", "ZEROFILL", "PRECISION", "ASCII", "UNICODE", "VISIBLE", "INVISIBLE"))
+_ATTRIBUTES = frozenset(("UNSIGNED", "SIGNED", "ZEROFILL", "PRECISION", "ASCII", "UNICODE", "VISIBLE"))
 _VALUES = frozenset(("NULL", "TRUE", "FALSE"))
 _OPTIONS = frozenset(
     (
@@ -62,7 +68,8 @@ def _before(reader: Reader, kind: str, *words: str) -> bool:
     return True
 
 
-def _alters(reader: Reader, schema: str) -> bool:
+def skip_to_changes(reader: Reader, schema: str) -> None:
+    """To the first change of an ALTER TABLE."""
     while reader.word() != "TABLE":
         reader.at += 1
     reader.at += 1
@@ -71,8 +78,12 @@ def _alters(reader: Reader, schema: str) -> bool:
     if reader.take("WAIT"):
         reader.at += 1
     reader.take("NOWAIT")
+
+
+def _alters(reader: Reader, schema: str) -> bool:
+    skip_to_changes(reader, schema)
     while True:
-        if not _specification(reader):
+        if not change_commutes(reader):
             return False
         if reader.at >= len(reader.tokens):
             return True
@@ -80,11 +91,11 @@ def _alters(reader: Reader, schema: str) -> bool:
             return False
 
 
-def _specification(reader: Reader) -> bool:
+def change_commutes(reader: Reader) -> bool:
     """Takes one change of an ALTER TABLE, if it is one that commutes."""
     if reader.take("ADD"):
         if reader.word() in ("INDEX", "KEY", "FULLTEXT", "SPATIAL"):
-            _skip(reader)
+            skip_change(reader)
             return True
         if reader.word() in ("UNIQUE", "PRIMARY", "CONSTRAINT", "FOREIGN", "CHECK", "PARTITION", "PERIOD", "SYSTEM"):
             return False
@@ -94,7 +105,7 @@ def _specification(reader: Reader) -> bool:
     if reader.take("ALTER"):
         reader.take("COLUMN")
         reader.at += 1
-        return reader.take("DROP", "DEFAULT") or (reader.take("SET", "DEFAULT") and _constant(reader))
+        return reader.take("DROP", "DEFAULT") or (reader.take("SET", "DEFAULT") and constant(reader))
     taken = False
     while reader.at < len(reader.tokens) and reader.word() != ",":
         if not _option(reader):
@@ -130,7 +141,7 @@ def _column(reader: Reader) -> bool:
         if reader.take("NOT", "NULL"):
             nullable = False
         elif reader.take("DEFAULT"):
-            if not _constant(reader):
+            if not constant(reader):
                 return False
             has_default = True
         elif reader.take("CHARACTER", "SET") or reader.take("CHARSET") or reader.take("COLLATE"):
@@ -143,7 +154,12 @@ def _column(reader: Reader) -> bool:
     return nullable or has_default
 
 
-def _constant(reader: Reader) -> bool:
+def is_constant(word: str, quoted: bool) -> bool:
+    """Whether a word of an expression is a literal: a string (one in double quotes may be a name), a number, NULL."""
+    return not quoted and (word == "'" or word.upper() in _VALUES or word[:1].isdigit())
+
+
+def constant(reader: Reader) -> bool:
     """Takes a literal."""
     signed = reader.take("-") or reader.take("+")
     word, quoted = reader.tokens[reader.at] if reader.at < len(reader.tokens) else ("", False)
@@ -161,7 +177,7 @@ def _constant(reader: Reader) -> bool:
     return True
 
 
-def _skip(reader: Reader) -> None:
+def skip_change(reader: Reader) -> None:
     """Goes to the next comma outside parentheses, or to the end."""
     depth = 0
     while reader.at < len(reader.tokens):

@@ -7,32 +7,40 @@ An event comes out as bytes: the 19-byte header and the body, without its checks
 too large for one packet (16 MiB) is put together, except a compressed transaction: that comes as `LargeEvent`, whose
 body is read while it is used, so that a transaction larger than memory passes through.
 
+A server that crashed while it wrote an event may leave that in its file. MySQL cuts it off when it starts again;
+MariaDB leaves it there, and ends the dump at it with an error. It is the end of that file: the next file is asked for.
+
 Sources of facts: MySQL's client/server protocol documentation (COM_REGISTER_SLAVE, COM_BINLOG_DUMP,
 COM_BINLOG_DUMP_GTID) and MariaDB's knowledge base (replication protocol, ``@slave_connect_state``).
 """
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import struct
+import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from io import BytesIO
 from typing import Any
 from zlib import crc32
 
-import pymysql
 from pymysql.connections import Connection
 
-from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
-from mysqlraft.binlog.events import EventType
+from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost, TornFile
+from mysqlraft.binlog.events import EventType, is_begin
 from mysqlraft.binlog.gtid import encode_gtid_set
+from mysqlraft.mysql import opening
 
 HEARTBEAT = 5.0
 """Seconds after which an idle server sends a heartbeat; three times as long without any byte, and it is gone."""
 
 READ_SIZE = 1 << 18
+MAX_OFFSET = 0xFFFFFFFF
+"""The last place in a file that a server can be asked for."""
 _LARGEST_PACKET = 0xFFFFFF
 _COM_BINLOG_DUMP = 0x12
 _COM_REGISTER_REPLICA = 0x15
@@ -41,7 +49,12 @@ _CHECKSUM = 4
 _RESIDUE = 0x2144DF1C
 _LENGTH = struct.Struct("<I")
 _FORMAT_DESCRIPTION, _ROTATE = int(EventType.FORMAT_DESCRIPTION), int(EventType.ROTATE)
+_QUERY = int(EventType.QUERY)
 _HEADER = 19
+_SKIMMED = frozenset(
+    map(int, (EventType.QUERY, EventType.MARIADB_QUERY_COMPRESSED, EventType.ROTATE, EventType.FORMAT_DESCRIPTION))
+)
+"""A reader of statements needs these: they are statements, or say how the stream goes on."""
 
 # Of the many reasons for error 1236, these say that the position is gone; the server's words, in lower case.
 _LOST = (
@@ -58,6 +71,10 @@ _LOST = (
     "the binlog on the master is missing the gtid",
     "alternate future",
 )
+
+
+_TORN = re.compile(r"truncated in the middle of event.* the last event read from '(?:[^']*/)?([^'/]+)'", re.DOTALL)
+"""Error 1236 of a file that ends in the middle of an event; the file's name."""
 
 
 class LargeEvent:
@@ -89,14 +106,21 @@ class DumpConnection:
     """One dump connection, from login to its end. Not for use by several threads, except `abort`."""
 
     def __init__(self, connect: Mapping[str, Any], server_id: int, *, heartbeat: float = HEARTBEAT) -> None:
-        """Logs in. ``connect``: keyword arguments of ``pymysql.connect``.
+        """Logs in. ``connect``: keyword arguments of `opening.connect`.
 
         Raises:
             pymysql.err.MySQLError, OSError: as PyMySQL does.
         """
         self.server_id = server_id
+        self._connect = {**connect, "autocommit": True}
         self._heartbeat = heartbeat
-        self._login: Connection[Any] = pymysql.connect(**{**connect, "autocommit": True})
+        self._aborted = False
+        self._torn: TornFile | None = None
+        """The error that this dump has ended with, once what came before it has been given out."""
+        self._open()
+
+    def _open(self) -> None:
+        self._login: Connection[Any] = opening.connect(**self._connect)
         self.mariadb = "MariaDB" in str(getattr(self._login, "server_version", ""))
         self._socket: socket.socket = self._login._sock  # type: ignore[attr-defined]
         self._descriptor = self._socket.fileno()
@@ -115,6 +139,7 @@ class DumpConnection:
 
     def abort(self) -> None:
         """Makes a reader in another thread stop waiting, with ConnectionLost."""
+        self._aborted = True
         with suppress(OSError):
             # Not the TLS socket's own method: that one lets a reader go on with what is still encrypted.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
@@ -126,7 +151,7 @@ class DumpConnection:
             PositionLost: later, by `batch`: the server answers there.
         """
         self._prepare({})
-        if offset > 0xFFFFFFFF:
+        if offset > MAX_OFFSET:
             raise PositionLost(f"{file}:{offset}: no server can be asked for a position beyond 4 GiB of a file")
         self._command(struct.pack("<BIHI", _COM_BINLOG_DUMP, offset, 0, self.server_id) + file.encode())
 
@@ -187,18 +212,46 @@ class DumpConnection:
             PositionLost: the server does not have the position.
             BinlogError: any other error that the server reports, or a checksum that does not match.
         """
+        return self._arrived(self._cut)
+
+    def skim(self) -> list[bytes | LargeEvent]:
+        """As `batch`, for a reader of statements. Of the events between them (rows, BEGIN) only the last that has
+        arrived is there, for its place; their checksums are not compared: capture reads them again, by `batch`."""
+        return self._arrived(self._skim)
+
+    def _arrived(self, cut: Callable[[list[bytes | LargeEvent]], None]) -> list[bytes | LargeEvent]:
         if self._continued:
             raise BinlogError("a large event was not read to its end")
         events: list[bytes | LargeEvent] = []
         while not events:
-            self._cut(events)
+            if self._torn is not None:
+                self._go_on_behind(self._torn)
+            try:
+                cut(events)
+            except TornFile as torn:
+                self._torn = torn
+                continue
             if not events:
                 self._fill()
         return events
 
-    def _cut(self, events: list[bytes | LargeEvent]) -> None:
-        """Takes all complete packets out of the buffer."""
-        buffer, at, size = self._buffer, self._at, len(self._buffer)
+    def _go_on_behind(self, torn: TornFile) -> None:
+        """Asks for the file after the one that ends in the middle of an event, if there is one."""
+        self.close()
+        self._open()
+        if self._aborted:
+            raise ConnectionLost("asked to stop")
+        with self._login.cursor() as cursor:
+            cursor.execute("SHOW BINARY LOGS")
+            files = [str(row[0]) for row in cursor.fetchall()]
+        if torn.file not in files[:-1]:
+            raise BinlogError(str(torn))
+        self._torn = None
+        self.start_at(files[files.index(torn.file) + 1], 4)
+
+    def _cut(self, events: list[bytes | LargeEvent], stop: int = sys.maxsize) -> None:
+        """Takes all complete packets out of the buffer, or those that begin before ``stop`` in it."""
+        buffer, at, size = self._buffer, self._at, min(stop, len(self._buffer))
         checksummed = self._checksummed
         unpack_length, append = _LENGTH.unpack_from, events.append
         while size - at > 4:
@@ -234,16 +287,43 @@ class DumpConnection:
             append(event)
         self._buffer, self._at = buffer, at
 
+    def _skim(self, events: list[bytes | LargeEvent]) -> None:
+        """Passes over packets that a reader of statements does not need, or cuts the next one that it does."""
+        buffer, at, size = self._buffer, self._at, len(self._buffer)
+        unpack_length = _LENGTH.unpack_from
+        tail = _CHECKSUM if self._checksummed else 0
+        passed, end = -1, size
+        while size - at > 4 + _HEADER:
+            length = unpack_length(buffer, at)[0] & 0xFFFFFF
+            end = at + 4 + length
+            if end > size or not _HEADER < length < _LARGEST_PACKET or buffer[at + 4]:
+                break
+            kind = buffer[at + 9]
+            if kind in _SKIMMED and not (kind == _QUERY and is_begin(buffer[at + 5 : end - tail])):
+                break
+            passed, at = at, end
+        self._at = at
+        if passed >= 0:
+            events.append(buffer[passed + 5 : at - tail])
+        else:
+            self._cut(events, end)
+
     def _large(self, first: bytes) -> bytes | LargeEvent:
         self._continued = True
         if first[4] == EventType.TRANSACTION_PAYLOAD:
             return LargeEvent(self, first[:_HEADER], first[_HEADER:], self._checksummed)
-        event = b"".join((first, *self.rest_of_event()))
+        # It may be a large row, which is to be in memory once.
+        event = BytesIO()
+        size = event.write(first)
+        checksum = crc32(first)
+        for chunk in self.rest_of_event():
+            size += event.write(chunk)
+            checksum = crc32(chunk, checksum)
         if self._checksummed:
-            if not _matches(event):
-                raise BinlogError(f"a binlog event of type {event[4]} does not match its checksum")
-            event = event[:-4]
-        return event
+            if checksum != _RESIDUE:
+                raise BinlogError(f"a binlog event of type {first[4]} does not match its checksum")
+            event.truncate(size - _CHECKSUM)
+        return event.getvalue()
 
     def rest_of_event(self) -> Iterator[bytes]:
         """The further packets of the event that the last packet began."""
@@ -303,6 +383,8 @@ class DumpConnection:
         code = int.from_bytes(packet[1:3], "little")
         text = packet[9:] if packet[3:4] == b"#" else packet[3:]
         message = text.decode("utf-8", "replace")
+        if code == 1236 and (torn := _TORN.search(message)):
+            raise TornFile(f"the server refuses the dump: error {code}: {message}", torn[1])
         if code == 1236 and any(words in message.lower() for words in _LOST):
             raise PositionLost(message)
         if code in (1053, 1317, 2013):  # shutdown, killed

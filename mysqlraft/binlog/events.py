@@ -17,6 +17,9 @@ HEADER = 19
 IGNORABLE = 0x80
 """Header flag: a reader that does not know the type may pass over the event."""
 
+THREAD_SPECIFIC = 4
+"""Header flag of a statement about something that only its session has: a temporary table. And of every DROP TABLE."""
+
 APPLY_THREAD_ID = 0xFFFF_FFF1
 """``pseudo_thread_id`` of the daemon's own sessions: statements that carry it are not the applications'. No server
 lives to count its connections up to it.
@@ -107,6 +110,34 @@ def query(body: bytes) -> Query:
         body[at : at + schema_length].decode("utf-8", "surrogateescape"),
         body[_QUERY.size : at],
         body[at + schema_length + 1 :],
+    )
+
+
+_FILE = 13
+"""Bytes of an EXECUTE_LOAD_QUERY event about the file, between the sizes and the status variables."""
+
+
+def load_query(body: bytes) -> Query:
+    """Reads the body of an EXECUTE_LOAD_QUERY event: LOAD DATA.
+
+    Raises:
+        BinlogError: it is cut short.
+    """
+    return query(body[: _QUERY.size] + body[_QUERY.size + _FILE :])
+
+
+_BEGIN = b"\0BEGIN"
+_BEGIN_SIZE = HEADER + _QUERY.size + len(_BEGIN)
+"""Bytes of a BEGIN event besides its schema (length at offset 27) and status variables (length at 30)."""
+
+
+def is_begin(event: bytes) -> bool:
+    """Whether a QUERY event, without its checksum, is a plain BEGIN: no other statement that ends in this word."""
+    size = len(event)
+    return (
+        size >= _BEGIN_SIZE
+        and event.endswith(_BEGIN)
+        and size == _BEGIN_SIZE + event[27] + event[30] + (event[31] << 8)
     )
 
 

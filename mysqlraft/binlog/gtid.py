@@ -65,6 +65,12 @@ class GtidSet:
             return
         self._add_range(sid, tag, number, number + 1)
 
+    def holds(self, sid: bytes, tag: str, number: int) -> bool:
+        """Whether this transaction is in the set."""
+        ranges = self.intervals.get((sid, tag), [])
+        at = bisect_right(ranges, [number, 1 << 64])
+        return bool(at) and number < ranges[at - 1][1]
+
     def _settle(self) -> None:
         """The text of the source that grew by itself is made anew when asked for."""
         self._texts.pop(self._next[0], None)
@@ -98,6 +104,10 @@ class DomainPositions:
     def add(self, domain: int, server: int, number: int) -> None:
         """Makes this GTID the last of its domain."""
         self.last[domain] = (server, number)
+
+    def holds(self, domain: int, server: int, number: int) -> bool:
+        """Whether this GTID is at or before the last of its domain."""
+        return number <= self.last.get(domain, (0, -1))[1]
 
     def __str__(self) -> str:
         return ",".join(f"{domain}-{server}-{number}" for domain, (server, number) in sorted(self.last.items()))

@@ -52,12 +52,29 @@ class KeySource(Protocol):
         """The unique keys of a table as it is now, without the primary key; None if it is gone."""
         ...
 
+    def columns(self, schema: str, table: str) -> list[str] | None:
+        """The names of a table's columns as it is now, as far as anybody sees them; None if it is gone."""
+        ...
+
     def binlog_end(self) -> tuple[str, int]:
         """File and offset where the server's binlog ends."""
         ...
 
     def fold(self, collation: int) -> Fold:
         """How strings of a collation are folded."""
+        ...
+
+    def text(self, statement: bytes, collation: int) -> str:
+        """A statement of a client with this collation's character set, as text."""
+        ...
+
+    def characters(self, statement: bytes, collation: int) -> list[bytes]:
+        """The characters of such a statement."""
+        ...
+
+    def writes_only(self, schema: str, table: str, calls: Sequence[str]) -> bool:
+        """Whether what writes this table, and calls functions of these names, writes no other: it is a table, without
+        triggers, and none of the functions is a stored one."""
         ...
 
 
@@ -133,10 +150,7 @@ def compile_slicer(
         present = {column.index for column in columns}
         if missing := wanted - present:
             name = table.columns[min(missing)].name
-            raise UnhashableKey(
-                f"{table.schema}.{table.table}: rows were written while binlog_row_image was not FULL, so the binlog "
-                f"lacks column {name} of a unique key. Set it for rows to come, in every session. {_LOST}"
-            )
+            raise UnhashableKey(f"{table.schema}.{table.table}: rows lack column {name} of a unique key")
         lines += walk_source(columns, wanted, side, "  ")
     for number, key in enumerate(keys):
         parts = [_column(table, part) for part in key.parts]

@@ -2,52 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 
 from mysqlraft.binlog import tablemap
 from mysqlraft.binlog.errors import BinlogError
+from mysqlraft.binlog.hidden_columns import RowCutter, hidden_columns, without_columns
 from mysqlraft.binlog.keys import KeyDefinition, KeySource, Slicer, compile_slicer, known_keys
 from mysqlraft.binlog.own_schema import NEVER
 from mysqlraft.binlog.position import file_number
-from mysqlraft.binlog.rows import RowKind, RowsError
+from mysqlraft.binlog.rows import RowKind, RowsError, columns_of
+from mysqlraft.binlog.statement_scan import StatementScan, changed_tables
+from mysqlraft.binlog.tablemap import ColumnType
 
 
 class MappedTable:
     """A table map as long as its number is valid; ``keys`` None: not replicated.
 
-    ``known_from``: for rows of transactions that end before this place the keys may have been others: it is where the
-    binlog ended when they had been asked for, and a statement that the stream has not come to may lie before it. None:
-    the stream is past that place.
+    ``keyless``: it would be replicated, but has no primary key; then ``keys`` is None, too.
+
+    ``hidden``: takes the columns that only this server can write out of rows; ``body`` and ``parsed`` are without them.
+
+    ``known_from``: for rows of transactions that end before this place the keys may have been others: a statement on
+    the table ends there, which lay ahead of the stream when the keys were asked for. None: there is none.
     """
 
-    __slots__ = ("body", "keys", "known_from", "layout_bytes", "name", "parsed", "slicers")
+    __slots__ = ("body", "hidden", "keyless", "keys", "known_from", "layout_bytes", "name", "parsed", "slicers")
 
     def __init__(
-        self, name: tuple[str, str], body: bytes, keys: list[KeyDefinition] | None, known_from: tuple[float, int] | None
+        self,
+        name: tuple[str, str],
+        body: bytes,
+        keys: list[KeyDefinition] | None,
+        known_from: tuple[float, int] | None,
+        hidden: int,
     ) -> None:
         self.known_from = known_from
+        self.keyless = False
         self.name = name
-        self.body = body
+        whole = tablemap.parse(body)
+        self.body = without_columns(body, hidden) if hidden else body
         self.keys = keys
-        self.parsed = tablemap.parse(body)
-        count = len(self.parsed.columns)
+        self.parsed = tablemap.parse(self.body)
+        self.hidden = RowCutter(whole, self.parsed) if hidden else None
+        count = len(whole.columns)
         bitmap = (count + 7) // 8
         self.layout_bytes = (1 if count < 251 else 3) + bitmap, (1 if count < 251 else 3) + 2 * bitmap
         self.slicers: tuple[dict[bytes, Slicer], ...] = ({}, {}, {})
 
 
+def _is_keyless(table: tablemap.TableMap) -> bool:
+    return table.named and not table.primary_key
+
+
 class MappedTables:
     """Those that a stream has met, as long as no statement may have changed them."""
 
-    def __init__(self, source: KeySource, replicated: Callable[[str, str | None], bool]) -> None:
+    def __init__(
+        self,
+        source: KeySource,
+        replicated: Callable[[str, str | None], bool],
+        scan: StatementScan | None,
+        never: Collection[str] = NEVER,
+    ) -> None:
+        """``scan``: of the statements ahead; without, the keys are taken to be those of today. ``never``: schemas that
+        are not replicated whatever ``replicated`` says."""
         self.by_map: dict[bytes, MappedTable] = {}
         """By the TABLE_MAP's event without its header."""
         self._source = source
         self._replicated = replicated
+        self._scan = scan
+        self._never = never
 
-    def add(self, key: bytes) -> MappedTable:
-        """A table map that is met for the first time.
+    def forget(self, tables: Iterable[tuple[str, str | None]]) -> None:
+        """A statement on these tables may have changed their keys; table None: anything in the schema."""
+        changed = set(changed_tables(tables))
+        if ("", None) in changed:
+            self.by_map.clear()
+            return
+        for key, table in list(self.by_map.items()):
+            schema, name = (word.lower() for word in table.name)
+            if (schema, name) in changed or (schema, None) in changed:
+                del self.by_map[key]
+
+    def timestamps(self, tables: Iterable[tuple[str, str | None]]) -> frozenset[str] | None:
+        """The columns of type TIMESTAMP, in lower case, of the only one of these tables; None if rows of it have not
+        been met since a statement on it."""
+        wanted = [(schema.lower(), (table or "").lower()) for schema, table in tables]
+        for found in self.by_map.values():
+            if [(found.name[0].lower(), found.name[1].lower())] == wanted:
+                types = (ColumnType.TIMESTAMP, ColumnType.TIMESTAMP2)
+                return frozenset(column.name.lower() for column in found.parsed.columns if column.type in types)
+        return None
+
+    def add(self, key: bytes, at: tuple[str, int]) -> MappedTable:
+        """A table map that is met for the first time, in a transaction that begins at this file and offset.
 
         Raises:
             BinlogError: it is garbled, or the table has a key that rows do not tell.
@@ -59,24 +108,43 @@ class MappedTables:
             raise BinlogError("a table map is cut short") from None
         keys: list[KeyDefinition] | None = None
         known_from: tuple[float, int] | None = None
+        hidden = 0
         try:
-            if name[0] not in NEVER and self._replicated(*name):
+            wanted = name[0] not in self._never and self._replicated(*name)
+            keyless = wanted and _is_keyless(tablemap.parse(body))
+            if wanted and not keyless:
+                hidden = hidden_columns(tablemap.parse(body), lambda: self._source.columns(*name))
                 keys, there = known_keys(tablemap.parse(body), self._source)
-                file, offset = self._source.binlog_end()
-                known_from = (file_number(file), offset) if there else (inf, 0)
-            table = self.by_map[key] = MappedTable(name, body, keys, known_from)
+                known_from = self._known_from(name, at) if there else (inf, 0)
+            table = self.by_map[key] = MappedTable(name, body, keys, known_from, hidden)
+            table.keyless = keyless
         except tablemap.TableMapError as error:
             raise BinlogError(str(error)) from None
         return table
+
+    def _known_from(self, name: tuple[str, str], at: tuple[str, int]) -> tuple[float, int] | None:
+        """Where the last statement on the table ends that lies between `at` and the binlog's end now."""
+        if self._scan is None:
+            return None
+        last = self._scan.last_on(*name, at, self._source.binlog_end())
+        return None if last is None else (file_number(last[0]), last[1])
 
     def slicer(self, table: MappedTable, kind: RowKind, layout: bytes) -> Slicer:
         """Of rows of a layout that is met for the first time.
 
         Raises:
-            BinlogError: the layout is not this table's, or lacks a key's column.
+            BinlogError: the layout is not this table's, or lacks columns. A row that is in conflict is written whole.
         """
         assert table.keys is not None
         try:
+            for columns in columns_of(table.parsed, kind, layout):
+                if columns is not None and len(columns) < len(table.parsed.columns):
+                    present = {column.index for column in columns}
+                    missing = next(column for column in table.parsed.columns if column.index not in present)
+                    raise BinlogError(
+                        f"{'.'.join(table.name)}: rows were written while binlog_row_image was not FULL, so the binlog "
+                        f"lacks column {missing.name}: SET GLOBAL binlog_row_image = 'FULL', and in every session"
+                    )
             slicer = compile_slicer(table.parsed, kind, layout, table.keys, self._source)
         except RowsError as error:
             raise BinlogError(str(error)) from None

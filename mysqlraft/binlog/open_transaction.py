@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mysqlraft.binlog.changes import RowGroup, Rows
 from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.keys import Slicer
+from mysqlraft.binlog.large_row import CutRows
 from mysqlraft.binlog.mapped_tables import MappedTable
 from mysqlraft.binlog.position import file_number
-from mysqlraft.binlog.rows import RowKind, RowsError, split
+from mysqlraft.binlog.rows import RowKind
 from mysqlraft.binlog.spool import Spool
+
+GROUP_BYTES = 256 << 10
+"""A group of more rows than this is not made: it would have to be cut where it is written."""
 
 
 @dataclass(slots=True)
 class _Savepoint:
+    """``records``: of the spool, then. ``groups`` and ``keys``: how many were held beside them; ``count``, ``size``:
+    rows and bytes of the last group.
+    """
+
     name: bytes
     parts: int
+    records: int
     groups: int
     count: int
-    images: int
+    size: int
     keys: int
 
 
@@ -36,10 +45,16 @@ class OpenTransaction:
         self.groups: list[RowGroup] = []
         self.size = 0
         self.parts = 0
+        self._group_bytes = 0
         self._keys: list[int] = []
         self._unsure: dict[bytes, MappedTable] = {}
         """TABLE_MAP's body -> table, of all its parts, whose keys may have been others then."""
         self._savepoints: list[_Savepoint] = []
+
+    @property
+    def held(self) -> int:
+        """Bytes of all that has come since the last part left, keys included."""
+        return self.size + 8 * len(self._keys)
 
     def clear(self) -> None:
         """Forget it."""
@@ -53,21 +68,44 @@ class OpenTransaction:
         Raises:
             BinlogError: they do not fit the table.
         """
-        size = len(images)
         try:
-            count = slicer(images, 0, size, self._keys.append)
+            count = slicer(images, 0, len(images), self._keys.append)
         except IndexError:
             raise BinlogError(f"{'.'.join(table.name)}: row images are cut short or garbled") from None
-        groups = self.groups
-        if groups and (last := groups[-1]).table is table.body and last.kind is kind and last.layout == layout:
+        self._keep(table, kind, layout, images, count)
+        return count
+
+    def add_cut(self, table: MappedTable, kind: RowKind, rows: CutRows, images: bytes, slicer: Slicer) -> int:
+        """Rows of a large event, whose ``images`` tell their keys. How many they are.
+
+        Raises:
+            BinlogError: they do not fit the table.
+        """
+        try:
+            count = slicer(images, rows.start, rows.end, self._keys.append)
+        except IndexError:
+            raise BinlogError(f"{'.'.join(table.name)}: row images are cut short or garbled") from None
+        self._keep(table, kind, rows.layout, rows.images, count)
+        return count
+
+    def _keep(self, table: MappedTable, kind: RowKind, layout: bytes, images: bytes, count: int) -> None:
+        groups, size = self.groups, len(images)
+        if (
+            groups
+            and (last := groups[-1]).table is table.body
+            and last.kind is kind
+            and last.layout == layout
+            and self._group_bytes + size <= GROUP_BYTES
+        ):
             last.count += count
             last.images.append(images)
+            self._group_bytes += size
         else:
             groups.append(RowGroup(table.body, kind, layout, count, [images]))
+            self._group_bytes = size
             if table.known_from is not None:
                 self._unsure[table.body] = table
         self.size += size
-        return count
 
     def take(self, base: int, committed_at: int, end: tuple[str, int] | None = None) -> Rows:
         """What is held, as the next part; as the last one if the transaction's ``end`` is known. Then this is empty."""
@@ -99,56 +137,54 @@ class OpenTransaction:
                 table.known_from = None
         return found
 
-    def save(self, name: bytes) -> None:
-        """SAVEPOINT."""
+    @property
+    def may_go_back(self) -> bool:
+        """Whether rows that come now may be taken back by ROLLBACK TO, so that they must not leave yet."""
+        return bool(self._savepoints)
+
+    def save(self, name: bytes, spool: Spool | None) -> None:
+        """SAVEPOINT. ``spool``: where some of the transaction's rows are put by, if there are any."""
+        last = self.groups[-1] if self.groups else None
         self._savepoints.append(
             _Savepoint(
                 name,
                 self.parts,
+                spool.records if spool is not None else 0,
                 len(self.groups),
-                self.groups[-1].count if self.groups else 0,
-                len(self.groups[-1].images) if self.groups else 0,
+                last.count if last is not None else 0,
+                sum(map(len, last.images)) if last is not None else 0,
                 len(self._keys),
             )
         )
 
-    def rollback_to(self, name: bytes) -> None:
-        """ROLLBACK TO. The server writes this only where it could not just leave the rows out.
+    def rollback_to(self, name: bytes, spool: Spool | None, fold: Callable[[bytes], bytes]) -> None:
+        """ROLLBACK TO. The server writes this only where it could not just leave the rows out. Keys of rows that were
+        put by stay: one too many costs a conflict that is none. ``fold``: of names, to tell which the server takes for
+        the same.
 
         Raises:
             BinlogError: they have left.
         """
-        while self._savepoints and self._savepoints[-1].name != name:
+        wanted = fold(name)
+        while self._savepoints and fold(self._savepoints[-1].name) != wanted:
             self._savepoints.pop()
         if not self._savepoints or self._savepoints[-1].parts != self.parts:
             raise BinlogError(f"ROLLBACK TO {name.decode('latin-1')} in the binlog, after rows that have already left")
         point = self._savepoints[-1]
+        if spool is not None and spool.records > point.records:
+            keys, packed, _, _ = spool.take_back(point.records)
+            self.groups = [
+                RowGroup(table, RowKind(kind), layout, n, [images]) for table, kind, layout, n, images in packed
+            ]
+            self._keys = list(array("Q", keys))
+        else:
+            del self._keys[point.keys :]
         del self.groups[point.groups :]
         if self.groups:
-            self.groups[-1].count = point.count
-            del self.groups[-1].images[point.images :]
-        del self._keys[point.keys :]
+            last = self.groups[-1]
+            last.count, last.images = point.count, [b"".join(last.images)[: point.size]]
         self.size = sum(len(image) for group in self.groups for image in group.images)
 
 
 def _distinct(keys: list[int]) -> bytes:
     return array("Q", dict.fromkeys(keys)).tobytes()
-
-
-def pieces(table: MappedTable, kind: RowKind, layout: bytes, images: bytes, piece_bytes: int) -> Iterator[bytes]:
-    """The images of a large event, cut between rows into pieces of about so many bytes.
-
-    Raises:
-        BinlogError: they do not fit the table.
-    """
-    start = at = 0
-    try:
-        for before, after in split(table.parsed, kind, layout, images):
-            at += len(before or b"") + len(after or b"")
-            if at - start >= piece_bytes:
-                yield images[start:at]
-                start = at
-    except RowsError as error:
-        raise BinlogError(str(error)) from None
-    if at > start:
-        yield images[start:at]

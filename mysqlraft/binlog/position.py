@@ -8,12 +8,16 @@ from typing import Any
 from mysqlraft.binlog.dump import identity
 from mysqlraft.binlog.events import rotate
 from mysqlraft.binlog.gtid import DomainPositions, GtidSet
+from mysqlraft.binlog.place import gtid_text
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
     """``file``, ``offset``, ``gtids``: where to read from; ``done``: (file, offset) up to which all has been read;
-    ``identity``: of the file of ``done``, "" if not known.
+    ``identity``: of the file of ``done``, "" if not known, and then the place is none to read on from by file.
+
+    Where they are not the same, ``passed`` is the GTIDs of all that has been read, and ``begun`` that of a transaction
+    of which the statement has been read, but not the rows: another server has neither this file nor this place.
     """
 
     file: str
@@ -21,6 +25,8 @@ class StreamPosition:
     gtids: str
     done: tuple[str, int]
     identity: str = ""
+    passed: str = ""
+    begun: str = ""
 
 
 def file_number(file: str) -> int:
@@ -34,38 +40,85 @@ class Cursor:
     ``done``: what begins before it has been read by an earlier stream.
     """
 
-    def __init__(self, position: StreamPosition, *, mariadb: bool) -> None:
+    def __init__(self, position: StreamPosition, *, mariadb: bool, elsewhere: tuple[str, int] | None = None) -> None:
+        """``elsewhere``: reading begins by GTIDs, in files that may be another server's; the end of its binlog then.
+        Up to there the server has, between what is new, transactions that were read elsewhere, in any order. It does
+        not send those that are in the position's GTIDs; but a place between them is none to read on from by file."""
+        self._start = position
+        self._elsewhere = elsewhere
         self.file = position.file
         self.at = (position.file, position.offset)
-        # What lies between is read again for the sake of prepared XA transactions. Without such, nothing is: and then
-        # the places must not be compared, for by its GTIDs a position may be that of another server.
-        self.done = ("", 0) if position.done == self.at else position.done
-        self._gtids: GtidSet | DomainPositions = (DomainPositions if mariadb else GtidSet)(position.gtids)
+        # What lies between is read again for the sake of prepared XA transactions.
+        self.done = ("", 0) if elsewhere is not None or position.done == self.at else position.done
+        self._kind = DomainPositions if mariadb else GtidSet
+        self._gtids: GtidSet | DomainPositions = self._kind(position.gtids)
         self._has_gtids = bool(position.gtids)
+        # None: they are those up to `at`.
+        self._passed = self._kind(position.passed) if position.passed else None
+        self._begun = position.begun
+        self._entered = elsewhere is None
         # (file, identity) of the file that is read, and of the one that `position.done` is in.
         self._identity = ("", "")
-        self._done_identity = (position.done[0], position.identity)
+        self._done_identity = (position.done[0], position.identity) if elsewhere is None else ("", "")
         self._low = self._high = 0
 
     @property
     def position(self) -> StreamPosition:
         """After the last complete transaction."""
+        if not self._entered:
+            return self._start
         return self.resuming(self.at[0], self.at[1], str(self._gtids) if self._has_gtids else "")
 
     def resuming(self, file: str, offset: int, gtids: str) -> StreamPosition:
         """The same, but to read again from an earlier place."""
-        done = max(self.done, self.at, key=lambda at: (file_number(at[0]), at[1]))
-        return StreamPosition(file, offset, gtids, done, self._identity_of(done[0]))
+        done = max(self.done, self.at, key=_order)
+        passed = ""
+        if self._passed is not None:
+            passed = str(self._passed)
+        elif self._has_gtids and (self._begun or done == self.at):
+            passed = str(self._gtids)
+        return StreamPosition(
+            file,
+            offset,
+            gtids,
+            done,
+            "" if self._elsewhere is not None else self.identity_of(done[0]),
+            "" if passed == gtids else passed,
+            self._begun,
+        )
 
-    def _identity_of(self, file: str) -> str:
+    def identity_of(self, file: str) -> str:
         for known in (self._identity, self._done_identity):
             if known[0] == file:
                 return known[1]
         return ""
 
-    def is_done(self, offset: int) -> bool:
-        """Whether this place in the file that is read lies before `done`."""
-        return (file_number(self.file), offset) < (file_number(self.done[0]), self.done[1])
+    @property
+    def looks_back(self) -> bool:
+        """Whether transactions may come that have been read."""
+        return bool(self.done[0]) or self._elsewhere is not None
+
+    def begin(self, start: int, gtid: tuple[Any, ...]) -> bool:
+        """A transaction begins there; whether all of it has been read before."""
+        if self._elsewhere is None:
+            return self._is_before_done(start + 1)
+        if not self._entered:
+            # All that the server has before it is in the GTIDs.
+            self._entered = True
+            self.at = (self.file, start)
+        return bool(gtid) and self._passed is not None and self._passed.holds(*gtid)
+
+    def has_begun(self, start: int, gtid: tuple[Any, ...] | None) -> bool:
+        """Whether the statement of the transaction that begins there has been read before."""
+        return self._is_before_done(start) or (bool(self._begun) and gtid_text(gtid) == self._begun)
+
+    def part_read(self, start: int, gtid: tuple[Any, ...] | None) -> None:
+        """The statement of the transaction that begins there has been read, its rows have not."""
+        self.done = (self.file, start + 1)
+        self._begun = gtid_text(gtid)
+
+    def _is_before_done(self, offset: int) -> bool:
+        return (file_number(self.file), offset) < _order(self.done)
 
     def end(self, event: bytes) -> int:
         """Where the event ends in its file. The header counts to 4 GiB only; files may be larger."""
@@ -86,7 +139,18 @@ class Cursor:
         if gtid:
             self._gtids.add(*gtid)
             self._has_gtids = True
+            if self._passed is not None and not self._passed.holds(*gtid):
+                self._passed.add(*gtid)
+            if self._begun and gtid_text(gtid) == self._begun:
+                self._begun = ""
+        self._go_to(at)
+
+    def _go_to(self, at: tuple[str, int]) -> None:
         self.at = at
+        looks_back = self._passed is not None or self._elsewhere is not None
+        if looks_back and _order(at) >= _order(self._elsewhere or self.done):
+            # Whatever was read before lies behind now.
+            self._elsewhere = self._passed = None
 
     def rotate(self, event: bytes) -> None:
         """ROTATE: another file begins, or the dump."""
@@ -100,5 +164,9 @@ class Cursor:
 
     def enter(self) -> None:
         """Nothing of the file has been read yet: if it is a later one, there is where to go on."""
-        if file_number(self.file) > file_number(self.at[0]):
-            self.at = (self.file, 4)
+        if self._entered and file_number(self.file) > file_number(self.at[0]):
+            self._go_to((self.file, 4))
+
+
+def _order(place: tuple[str, int]) -> tuple[int, int]:
+    return file_number(place[0]), place[1]

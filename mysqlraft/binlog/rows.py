@@ -102,6 +102,34 @@ def split(table: TableMap, kind: int, layout: bytes, images: bytes) -> Iterator[
         raise RowsError(f"{table.schema}.{table.table}: row images are cut short")
 
 
+def bounds(table: TableMap, kind: int, layout: bytes, data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
+    """Of each row in images that begin at ``start``: where it begins, where its after image does (the end of a row
+    without one), and where it ends.
+
+    Raises:
+        RowsError: the images do not end where their last row does.
+    """
+    before, after = columns_of(table, kind, layout)
+    first = compile_walker(before) if before is not None else None
+    second = compile_walker(after) if after is not None else None
+    at, end = start, len(data)
+    try:
+        while at < end:
+            start = at
+            if first is not None:
+                at = first(data, at)
+            middle = at
+            if second is not None:
+                at = second(data, at)
+            if at > end:
+                break
+            yield start, middle, at
+    except IndexError:
+        at = end + 1
+    if at != end:
+        raise RowsError(f"{table.schema}.{table.table}: row images are cut short")
+
+
 def fields(columns: Sequence[Column], image: Image) -> list[Field | None]:
     """The field of each column present, in order; None: NULL.
 

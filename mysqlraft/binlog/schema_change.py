@@ -7,30 +7,46 @@ from collections.abc import Callable
 
 from mysqlraft.binlog.changes import SchemaChange
 from mysqlraft.binlog.errors import BinlogError
-from mysqlraft.binlog.events import Query
+from mysqlraft.binlog.events import THREAD_SPECIFIC, Query
+from mysqlraft.binlog.keys import KeySource
 from mysqlraft.binlog.own_schema import NEVER
-from mysqlraft.binlog.statements import Statement, StatementKind, session_context
+from mysqlraft.binlog.repeating import did_nothing
+from mysqlraft.binlog.row_statements import replicated_rows
+from mysqlraft.binlog.scheduled_events import elsewhere, elsewhere_in_bytes
+from mysqlraft.binlog.session_context import session_context
+from mysqlraft.binlog.statements import Statement, StatementKind
 
 _START_TRANSACTION = re.compile(r"\s+START TRANSACTION\s*$", re.IGNORECASE)
 _IF_EXISTS = re.compile(r"\s*DROP\s+\w+\s+(?:/\*.*?\*/\s*)?IF\s+EXISTS\b", re.IGNORECASE)
+_OF_ONE_TABLE = ("ALTER TABLE", "CREATE INDEX", "DROP INDEX", "TRUNCATE TABLE")
+"""Statements that a session which logs statements writes of its temporary tables as of any others."""
+_INSIDE = ("", "CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME")
+"""How statements begin that may be inside a transaction and change no row: on temporary tables, or nothing at all."""
+_UTF8MB4 = 45
+"""The number of a collation of it, with both kinds of server."""
 _LONGEST_LIST = 500
 """Names in a statement; of more it is not sure that all were found."""
 
 
 def schema_change(
     found: Query,
-    statement: str,
+    statement: bytes,
+    text: str,
     what: Statement,
     *,
     timestamp: int,
+    flags: int,
     committed_at: int,
     inside: bool,
+    mariadb: bool,
     replicated: Callable[[str, str | None], bool],
+    source: KeySource,
     note: Callable[[str], None],
 ) -> SchemaChange | None:
     """What of a statement the other sites have to run; None for nothing, of which ``note`` hears.
 
-    ``timestamp``: of its event; ``committed_at``: of its transaction; ``inside``: rows of the same transaction follow.
+    ``statement``: its bytes; ``text``: what they say; ``timestamp``, ``flags``: of its event; ``committed_at``: of
+    its transaction; ``inside``: rows of the same transaction follow.
 
     Raises:
         BinlogError: it cannot be replicated as it is.
@@ -39,42 +55,63 @@ def schema_change(
     def may(schema: str, table: str | None) -> bool:
         return bool(schema) and schema not in NEVER and replicated(schema, table)
 
-    context, touched = session_context(found.status, timestamp)
-    if what.kind is StatementKind.ROWS:
-        named = touched or [schema for schema, _ in what.objects]
-        schemas = [schema for schema in named if may(schema, None)]
-        if schemas:
+    if what.kind is StatementKind.OTHER:
+        if inside and what.verb.partition(" ")[0] not in _INSIDE:
             raise BinlogError(
-                f"a statement that changes rows of {schemas[0]} was logged as a statement "
-                f"(SET GLOBAL binlog_format = ROW, in every session): {statement[:200]}"
+                "a transaction holds a statement of which this mysqlraft does not know whether it changes rows "
+                f"(SET GLOBAL binlog_format = ROW, in every session): {text[:200]}"
             )
+        note(f"not replicated: {what.verb} (it changes no replicated schema or table)")
+        return None
+    context = session_context(found.status, timestamp, mariadb=mariadb)
+    if what.kind is StatementKind.ROWS:
+        rows_of = replicated_rows(
+            text, what, found.schema, context.schemas, mariadb=mariadb, replicated=replicated, source=source
+        )
+        if rows_of:
+            raise BinlogError(
+                f"a statement that changes rows of {rows_of} was logged as a statement "
+                f"(SET GLOBAL binlog_format = ROW, in every session): {text[:200]}"
+            )
+        return None
+    if flags & THREAD_SPECIFIC and what.verb in _OF_ONE_TABLE:
+        note(f"not replicated: {what.verb} of a temporary table")
         return None
     objects = [(schema, table) for schema, table in what.objects if may(schema, table)]
     if what.verb.endswith(" TRIGGER") and len(objects) < len(what.objects):
         objects = []  # of a table that is not replicated
-    if what.kind is StatementKind.OTHER or not objects:
-        if what.kind is StatementKind.OTHER:
-            note(f"not replicated: {what.verb} (it changes no replicated schema or table)")
+    # A table that is made with rows has no number of its own; rows follow only where it was made.
+    if not objects or (not inside and did_nothing(text, what, context, flags, mariadb=mariadb)):
         return None
     if what.source is not None and not may(*what.source):
-        raise _across(statement, what.source)
+        raise _across(text, what.source)
     tables = dict.fromkeys(what.tables)
     named_schemas = {schema for schema, _ in tables}
     # Schemas that only the server knows of: anything in them.
-    tables |= {(name, None): None for name in touched if name not in NEVER and name not in named_schemas}
+    tables |= {(name, None): None for name in context.schemas if name not in NEVER and name not in named_schemas}
     if len(objects) < len(what.objects):
-        statement = _replicated_only(statement, what, objects)
+        text = _replicated_only(text, what, objects)
+        statement = text.encode("utf-8", "surrogateescape")
+        context.variables["character_set_client"] = _UTF8MB4
     for schema, table in objects:
         all_of = getattr(replicated, "all_of", None)
         if table is None and what.verb in ("DROP DATABASE", "DROP SCHEMA") and all_of and not all_of(schema):
             raise BinlogError(
-                f"{statement[:200]}: a pattern excludes tables of {schema} from replication, which the other sites "
+                f"{text[:200]}: a pattern excludes tables of {schema} from replication, which the other sites "
                 "would lose with it. Change `replicate` so that it names all of the schema or nothing of it, alike "
                 "at every site, and restart"
             )
-    if inside:
-        statement = _START_TRANSACTION.sub("", statement)
-    return SchemaChange(list(tables), statement, found.schema, context, committed_at, inside)
+    if what.verb.endswith(" EVENT"):
+        utf8 = text.encode("utf-8", "surrogateescape") == statement
+        text = elsewhere(text, context.invoker)
+        if utf8:
+            statement = text.encode("utf-8", "surrogateescape")
+        else:
+            client = int(context.variables.get("character_set_client", _UTF8MB4))
+            statement = elsewhere_in_bytes(source.characters(statement, client), context.invoker)
+    if inside and (end := _START_TRANSACTION.search(text)) is not None:
+        text, statement = text[: end.start()], statement[: end.start() - len(text)]
+    return SchemaChange(list(tables), statement, text, found.schema, context.variables, committed_at, inside)
 
 
 def _name(text: str) -> str:

@@ -10,18 +10,22 @@ import msgpack
 
 
 class Spool:
-    """Records, written once and then read once, in order."""
+    """Records, written in order, the last of them maybe taken back; then all read once."""
 
     def __init__(self, memory: int) -> None:
         """``memory``: bytes that may stay in memory."""
         self._file = tempfile.SpooledTemporaryFile(max_size=memory)  # noqa: SIM115
-        self.records = 0
+        self._starts: list[int] = []
+
+    @property
+    def records(self) -> int:
+        return len(self._starts)
 
     def write(self, record: Any) -> None:
+        self._starts.append(self._file.tell())
         packed = msgpack.packb(record)
         self._file.write(len(packed).to_bytes(4, "little"))
         self._file.write(packed)
-        self.records += 1
 
     def read(self) -> Iterator[Any]:
         """All records, from the first."""
@@ -29,6 +33,17 @@ class Spool:
         for _ in range(self.records):
             size = int.from_bytes(self._file.read(4), "little")
             yield msgpack.unpackb(self._file.read(size))
+
+    def take_back(self, number: int) -> Any:
+        """Takes out the record of this number, which is returned, and all after it."""
+        at = self._starts[number]
+        self._file.seek(at)
+        size = int.from_bytes(self._file.read(4), "little")
+        record = msgpack.unpackb(self._file.read(size))
+        self._file.seek(at)
+        self._file.truncate()
+        del self._starts[number:]
+        return record
 
     def close(self) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""Statements in the binlog: told apart just well enough to know what they change, and the session they ran in.
+"""Statements in the binlog: told apart just well enough to know what they change.
 
 This is no SQL parser. It finds the verb, the kind of object and the names; a statement that changes the schema and
 whose names it cannot find is treated as one that touches the default schema.
@@ -7,13 +7,11 @@ whose names it cannot find is treated as one that touches the default schema.
 from __future__ import annotations
 
 import re
-import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
-from typing import Any
-
-from mysqlraft.binlog.errors import BinlogError
+from itertools import islice, pairwise
+from typing import NamedTuple
 
 
 class StatementKind(Enum):
@@ -31,9 +29,10 @@ class Statement:
     Of a statement that changes rows, only the schemas that it may name: before any full stop, and the default one.
 
     ``tables``: the same for telling whether two statements, or a statement and rows, meet: table None is anything in
-    the schema, and a routine or trigger is "FUNCTION name".
+    the schema, and a routine, trigger or event is "FUNCTION name".
 
     ``source``: the table whose definition CREATE TABLE ... LIKE copies. It is one of ``tables``, but no object.
+    ``conditional``: IF EXISTS or IF NOT EXISTS; ``replaces``: OR REPLACE.
     """
 
     kind: StatementKind
@@ -41,6 +40,8 @@ class Statement:
     objects: tuple[tuple[str, str | None], ...] = ()
     tables: tuple[tuple[str, str | None], ...] = ()
     source: tuple[str, str] | None = None
+    conditional: bool = False
+    replaces: bool = False
 
 
 _TOKEN = re.compile(
@@ -57,10 +58,10 @@ _TOKEN = re.compile(
 _OBJECTS = frozenset(
     (
         *("TABLE", "TABLES", "VIEW", "DATABASE", "SCHEMA", "INDEX"),
-        *("TRIGGER", "PROCEDURE", "FUNCTION", "SEQUENCE", "PACKAGE"),
+        *("TRIGGER", "PROCEDURE", "FUNCTION", "SEQUENCE", "PACKAGE", "EVENT"),
     )
 )
-_OTHER_OBJECTS = frozenset(("USER", "ROLE", "SERVER", "EVENT", "TABLESPACE", "LOGFILE", "RESOURCE", "INSTANCE"))
+_OTHER_OBJECTS = frozenset(("USER", "ROLE", "SERVER", "TABLESPACE", "LOGFILE", "RESOURCE", "INSTANCE"))
 # SELECT is in the binlog only when a function that it calls changes rows.
 _ROWS = frozenset(("SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH", "DO"))
 
@@ -69,36 +70,49 @@ _LONGEST = 4000
 """Tokens of a statement that are looked at."""
 
 
-def _tokens(text: str, limit: int = _LONGEST) -> list[tuple[str, bool]]:
-    """(word, whether it was quoted) without comments; strings are one token of an apostrophe."""
-    found: list[tuple[str, bool]] = []
+class Word(NamedTuple):
+    """A word, a mark or a string of a statement, and where it begins and ends. A string is an apostrophe."""
+
+    text: str
+    quoted: bool
+    start: int
+    end: int
+
+
+def words(text: str) -> Iterator[Word]:
+    """What a statement consists of, without comments."""
     for match in _TOKEN.finditer(text):
-        kind = match.lastgroup
+        kind, (start, end) = match.lastgroup, match.span()
         if kind == "quoted":
-            found.append((match["quoted"].replace("``", "`"), True))
-        elif kind == "word":
-            found.append((match["word"], False))
-        elif kind == "mark":
-            found.append((match["mark"], False))
+            yield Word(match["quoted"].replace("``", "`"), True, start, end)
+        elif kind in ("word", "mark"):
+            yield Word(match[kind], False, start, end)
         elif kind == "string":
             # With ANSI_QUOTES a double-quoted string is a name.
-            text = match["string"]
-            found.append((text[1:-1].replace('""', '"'), True) if text[0] == '"' else ("'", False))
-        if len(found) >= limit:
-            break
-    return found
+            string = match["string"]
+            if string[0] == '"':
+                yield Word(string[1:-1].replace('""', '"'), True, start, end)
+            else:
+                yield Word("'", False, start, end)
 
 
 class Reader:
     """A statement word by word. ``whole``: none of it was left out for its length."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = _tokens(text)
+        self._words = list(islice(words(text), _LONGEST))
+        self.tokens = [(word.text, word.quoted) for word in self._words]
+        self._text = text
         self.whole = len(self.tokens) < _LONGEST
         self.at = 0
         if self.take("SET", "STATEMENT"):  # MariaDB: SET STATEMENT variable = value FOR statement
             while self.at < len(self.tokens) and not self.take("FOR"):
                 self.at += 1
+        start = self.at
+        if self.take("ANALYZE"):  # MariaDB: ANALYZE [FORMAT = JSON] statement, which it runs
+            self.take("FORMAT", "=", "JSON") or self.take("FORMAT", "=", "TRADITIONAL")
+            if self.word() not in _ROWS:
+                self.at = start
 
     def word(self) -> str:
         """The next word in capitals, without taking it; "" at the end or if it is quoted."""
@@ -117,6 +131,10 @@ class Reader:
                 return False
             self.at += 1
         return True
+
+    def text(self, start: int) -> str:
+        """The statement's own text from token `start` to the last one taken."""
+        return self._text[self._words[start].start : self._words[self.at - 1].end]
 
     def name(self, default: str) -> tuple[str, str] | None:
         """Takes ``[schema.]name``."""
@@ -145,11 +163,12 @@ def classify(text: str, schema: str) -> Statement:
     if verb not in ("CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME"):
         return Statement(StatementKind.OTHER, verb)
     reader.at += 1
-    temporary = False
+    temporary = replaces = False
     if verb != "TRUNCATE" or reader.word() == "TABLE":
         # Between verb and object: OR REPLACE, TEMPORARY, DEFINER = ..., ALGORITHM = ..., UNIQUE and the like.
         while reader.at < len(reader.tokens) and reader.word() not in _OBJECTS | _OTHER_OBJECTS:
             temporary = temporary or reader.word() == "TEMPORARY"
+            replaces = replaces or reader.word() == "REPLACE"
             reader.at += 1
     kind = reader.word()
     if verb == "TRUNCATE" and kind not in _OBJECTS:
@@ -158,7 +177,9 @@ def classify(text: str, schema: str) -> Statement:
     if kind not in _OBJECTS or temporary:
         return Statement(StatementKind.OTHER, f"{verb} {kind}".strip())
     reader.take("WAIT") or reader.take("NOWAIT")
-    reader.take("IF", "NOT", "EXISTS") or reader.take("IF", "EXISTS")
+    if kind == "PACKAGE":
+        reader.take("BODY")
+    conditional = reader.take("IF", "NOT", "EXISTS") or reader.take("IF", "EXISTS")
     objects, tables = _objects(reader, verb, kind, schema)
     source = _source(reader, schema) if (verb, kind) == ("CREATE", "TABLE") else None
     if source is not None:
@@ -166,7 +187,9 @@ def classify(text: str, schema: str) -> Statement:
     # The names are in the client's character set, and a long list was not read to its end.
     if not all(name.isascii() for pair in tables for name in pair if name) or not (reader.whole or verb == "CREATE"):
         tables = [(name, None) for name, _ in objects]
-    return Statement(StatementKind.SCHEMA, f"{verb} {kind}", tuple(objects), tuple(tables), source)
+    return Statement(
+        StatementKind.SCHEMA, f"{verb} {kind}", tuple(objects), tuple(tables), source, conditional, replaces
+    )
 
 
 _Names = list[tuple[str, str | None]]
@@ -200,7 +223,8 @@ def _objects(reader: Reader, verb: str, kind: str, schema: str) -> tuple[_Names,
             found.append((reader.tokens[reader.at][0], None))
         else:
             found.append((schema, None))
-        tables = list(found)
+        # Whoever has something inside has the schema, so making it meets only what is done to the schema itself.
+        tables = [(name, f"DATABASE {name}" if verb == "CREATE" else None) for name, _ in found]
     elif kind in ("INDEX", "TRIGGER"):
         if kind == "TRIGGER":
             add(reader.name(schema), inside=True)
@@ -208,9 +232,13 @@ def _objects(reader: Reader, verb: str, kind: str, schema: str) -> tuple[_Names,
             reader.at += 1
         add(reader.name(schema))
     elif kind in ("PROCEDURE", "FUNCTION", "PACKAGE"):
-        reader.take("BODY")
-        reader.take("IF", "NOT", "EXISTS") or reader.take("IF", "EXISTS")
         add(reader.name(schema), inside=True)
+    elif kind == "EVENT":
+        add(reader.name(schema), inside=True)
+        while verb == "ALTER" and reader.at < len(reader.tokens) and not reader.take("DO"):
+            if reader.take("RENAME", "TO"):
+                add(reader.name(schema), inside=True)
+            reader.at += 1
     else:
         add(reader.name(schema))
         if verb == "RENAME" or (verb == "DROP" and kind in ("TABLE", "TABLES", "VIEW", "SEQUENCE")):
@@ -239,84 +267,3 @@ def _objects(reader: Reader, verb: str, kind: str, schema: str) -> tuple[_Names,
                 else:
                     reader.at += 1
     return found or [(schema, None)], tables or [(schema, None)]
-
-
-# Status variables of a QUERY event: code, then a value whose length the code tells.
-
-_FIXED: dict[int, tuple[str, tuple[str, ...]]] = {
-    0: ("<I", ("flags",)),
-    1: ("<Q", ("sql_mode",)),
-    3: ("<HH", ("auto_increment_increment", "auto_increment_offset")),
-    4: ("<HHH", ("character_set_client", "collation_connection", "collation_server")),
-    7: ("<H", ("lc_time_names",)),
-    8: ("<H", ("collation_database",)),
-    9: ("<Q", ("",)),
-    10: ("<I", ("",)),
-    13: ("<3s", ("microseconds",)),
-    16: ("<B", ("explicit_defaults_for_timestamp",)),
-    17: ("<Q", ("",)),
-    18: ("<H", ("default_collation_for_utf8mb4",)),
-    19: ("<B", ("sql_require_primary_key",)),
-    20: ("<B", ("default_table_encryption",)),
-    21: ("<B", ("",)),  # MySQL >= 9.6, with statements that change rows
-    128: ("<3s", ("microseconds",)),
-    129: ("<Q", ("",)),
-    130: ("<H", ("",)),
-}
-_NO_FOREIGN_KEY_CHECKS = 1 << 26
-_RELAXED_UNIQUE_CHECKS = 1 << 27
-_AUTO_IS_NULL = 1 << 14
-
-
-def session_context(status: bytes, timestamp: int) -> tuple[dict[str, Any], list[str]]:
-    """(session variables fit for SET SESSION, schemas that the server says the statement touches).
-
-    ``timestamp``: the event's, in seconds.
-
-    Raises:
-        BinlogError: a status variable that this mysqlraft does not know, so that what follows it cannot be read.
-    """
-    context: dict[str, Any] = {}
-    schemas: list[str] = []
-    at = 0
-    try:
-        while at < len(status):
-            code = status[at]
-            at += 1
-            if code in _FIXED:
-                form, names = _FIXED[code]
-                values = struct.unpack_from(form, status, at)
-                at += struct.calcsize(form)
-                context.update((name, value) for name, value in zip(names, values, strict=True) if name)
-            elif code == 2:  # catalog, with a terminating zero
-                at += status[at] + 2
-            elif code in (5, 6):
-                value = status[at + 1 : at + 1 + status[at]].decode()
-                at += 1 + status[at]
-                if code == 5 and value:
-                    context["time_zone"] = value
-            elif code == 11:  # invoker: user, host
-                at += 1 + status[at]
-                at += 1 + status[at]
-            elif code == 12:
-                count = status[at]
-                at += 1
-                for _ in range(count if count != 254 else 0):
-                    end = status.index(b"\0", at)
-                    schemas.append(status[at:end].decode("utf-8", "surrogateescape"))
-                    at = end + 1
-            elif code == 131:  # MariaDB 11: default collations of character sets
-                at += 1 + 4 * status[at]
-            else:
-                raise BinlogError(
-                    f"a statement in the binlog carries status variable {code}, unknown to this mysqlraft"
-                )
-    except (IndexError, ValueError, struct.error):
-        raise BinlogError("the status variables of a statement are cut short") from None
-    flags = context.pop("flags", 0)
-    fraction = int.from_bytes(context.pop("microseconds", b""), "little")
-    context["foreign_key_checks"] = int(not flags & _NO_FOREIGN_KEY_CHECKS)
-    context["unique_checks"] = int(not flags & _RELAXED_UNIQUE_CHECKS)
-    context["sql_auto_is_null"] = int(bool(flags & _AUTO_IS_NULL))
-    context["timestamp"] = f"{timestamp}.{fraction:06}"
-    return context, schemas

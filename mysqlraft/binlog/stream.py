@@ -15,6 +15,7 @@ and nothing for everything else, which only moves `position`:
   over by type alone.
 - Transactions on tables that are not replicated; statements that change no schema (noted).
 - Everything up to ``done``, when reading begins before it.
+- Transactions that somebody has decided to leave out.
 
 XA transactions are held, on disk when large, from XA PREPARE until XA COMMIT. While one is open, ``position.resume``
 stays before it: a restart reads it again.
@@ -33,26 +34,41 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mysqlraft.binlog.changes import Item, RowGroup, Rows
 from mysqlraft.binlog.compression import payload_events, unpack
 from mysqlraft.binlog.dump import LargeEvent
-from mysqlraft.binlog.errors import BinlogError
-from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, IGNORABLE, EventType, Query, query, tagged_gtid
+from mysqlraft.binlog.errors import BinlogError, BinlogIncomplete
+from mysqlraft.binlog.events import (
+    APPLY_THREAD_ID,
+    HEADER,
+    IGNORABLE,
+    EventType,
+    Query,
+    is_begin,
+    load_query,
+    query,
+    tagged_gtid,
+)
 from mysqlraft.binlog.keys import KeySource, Slicer
+from mysqlraft.binlog.large_row import LargeRowCutter
 from mysqlraft.binlog.mapped_tables import MappedTable, MappedTables
-from mysqlraft.binlog.open_transaction import OpenTransaction, pieces
-from mysqlraft.binlog.own_schema import PROGRESS, read_applied
+from mysqlraft.binlog.open_transaction import OpenTransaction
+from mysqlraft.binlog.own_schema import NEVER, PROGRESS, read_applied
+from mysqlraft.binlog.place import Place, TransactionStops, UnfinishedUnit, gtid_text
 from mysqlraft.binlog.position import Cursor, StreamPosition
-from mysqlraft.binlog.rows import RowKind
+from mysqlraft.binlog.rows import RowKind, split
 from mysqlraft.binlog.schema_change import schema_change
 from mysqlraft.binlog.spool import Spool
+from mysqlraft.binlog.statement_scan import StatementScan
+from mysqlraft.binlog.statement_text import text_of
 from mysqlraft.binlog.statements import StatementKind, classify
 
 PART_BYTES = 1 << 20
+UNLIMITED = 1 << 62
 
 _IDLE, _OPEN, _PASS = 0, 1, 2
 
@@ -61,11 +77,8 @@ _E = EventType
 _TABLE_MAP, _XID, _GTID, _MARIADB_GTID, _QUERY = (
     int(kind) for kind in (_E.TABLE_MAP, _E.XID, _E.GTID, _E.MARIADB_GTID, _E.QUERY)
 )
-_BEGIN = b"\0BEGIN"
-_BEGIN_SIZE = HEADER + 13 + len(_BEGIN)
-"""Bytes of a BEGIN event besides its schema (length at offset 27) and status variables (length at 30)."""
 # The rows events of both servers: type -> (kind, whether it has an extra-data field, whether it is compressed).
-_ROWS: dict[int, tuple[RowKind, bool, bool]] = {
+ROWS_EVENTS: dict[int, tuple[RowKind, bool, bool]] = {
     _E.WRITE_ROWS: (RowKind.WRITE, True, False),
     _E.UPDATE_ROWS: (RowKind.UPDATE, True, False),
     _E.DELETE_ROWS: (RowKind.DELETE, True, False),
@@ -101,7 +114,11 @@ _NOTHING = frozenset(
 )
 
 _XID_TEXT = re.compile(rb"XA (?:START|COMMIT|ROLLBACK) X'([0-9A-Fa-f]*)',X'([0-9A-Fa-f]*)',(\d+)")
+_NAMES = 33
+"""The number of utf8mb3_general_ci, by which both kinds of server compare the names of savepoints."""
 _STANDALONE, _GROUP_COMMIT, _PREPARED, _COMPLETED = 1, 2, 64, 128
+_MARIADB_GTID_FIELDS = struct.Struct("<IxI10xQIB")
+"""Of MARIADB_GTID: the header's seconds and server id; sequence number, domain, flags."""
 _START_ALTER, _ROLLBACK_ALTER = 2, 8
 
 Xid = tuple[int, bytes, bytes]
@@ -117,6 +134,7 @@ class Counters:
     rows: int = 0
     statements: int = 0
     passed: int = 0
+    skipped: int = 0
 
 
 @dataclass(slots=True)
@@ -139,26 +157,45 @@ class TransactionStream:
         position: StreamPosition,
         base: int = 0,
         part_bytes: int = PART_BYTES,
+        row_bytes: int = UNLIMITED,
         note: Callable[[str], None] = lambda text: None,
+        left_out: Callable[[tuple[str, str], int, str, int], None] = lambda name, rows, file, offset: None,
+        scan: StatementScan | None = None,
+        skip: Iterable[Place] = (),
+        elsewhere: tuple[str, int] | None = None,
+        never: Collection[str] = NEVER,
     ) -> None:
-        """``position``: where reading begins; what lies before its ``done`` is passed over.
+        """``position``: where reading begins; what lies before its ``done`` is passed over. ``left_out``
+        hears of rows without a primary key: the table, how many of one event, and where that ends. ``skip``:
+        transactions of which nothing is read, whatever is in them. ``elsewhere``: as `Cursor` has it. ``never``:
+        schemas whose rows are not read, whatever ``replicated`` says. ``row_bytes``: a row that travels has at most so
+        many.
 
-        ``base`` is the base at ``done``. ``note`` hears of each statement that is not replicated.
+        ``base`` is the base at ``done``. ``scan``: of the statements ahead; without, row keys are taken to be those of
+        today. ``note`` hears of each statement that is not replicated.
         """
         self.base = base
         self.counters = Counters()
         self.committed_at = 0
         self._replicated = replicated
         self._note = note
+        self._left_out = left_out
+        self._mariadb = mariadb
+        self._source = source
         self._part_bytes = part_bytes
-        self._cursor = Cursor(position, mariadb=mariadb)
-        self._tables = MappedTables(source, replicated)
+        self._large_rows = LargeRowCutter(part_bytes, row_bytes)
+        self._large_from = min(part_bytes, row_bytes)
+        self._skip = {(place.identity, place.file, place.offset) for place in skip}
+        self._cursor = Cursor(position, mariadb=mariadb, elsewhere=elsewhere)
+        self._tables = MappedTables(source, replicated, scan, never)
         self._numbered: dict[bytes, MappedTable] = {}
         self._transaction = OpenTransaction()
         self._prepared: dict[Xid, _Prepared] = {}
         self._outer_end = 0
         """Inside a compressed transaction: where its one event ends."""
         self._group = b""
+        self._left: Place | None = None
+        """A transaction that was open when its file ended: the server never finished it."""
         self._first = True
         self._reset()
 
@@ -167,6 +204,7 @@ class TransactionStream:
         self._mode = _IDLE
         self._gtid: tuple[Any, ...] | None = None
         self._passing = False
+        self._skipping = False
         self._applied: int | None = None
         self._spool: Spool | None = None
         self._xid: Xid | None = None
@@ -185,6 +223,12 @@ class TransactionStream:
         before = next(iter(self._prepared.values())).before
         return self._cursor.resuming(before.file, before.offset, before.gtids)
 
+    def end_of(self, event: bytes) -> tuple[str, int] | None:
+        """File and offset where an event ends that is about to be read; None for one that the dump itself made."""
+        if event[13:17] == b"\0\0\0\0":
+            return None
+        return self._cursor.file, self._cursor.end(event)
+
     def close(self) -> None:
         """Gives back what is held on disk."""
         for prepared in self._prepared.values():
@@ -198,17 +242,30 @@ class TransactionStream:
         """Takes events in the order of the binlog. Read it to its end: it works as far as it is read.
 
         Raises:
-            BinlogError: an event that cannot be carried on with.
+            TransactionStops: a transaction that cannot be carried on with.
+            BinlogError: the same of what is no part of one.
         """
         try:
             yield from self._read(events)
         except (ValueError, LookupError, struct.error) as error:
             file, offset = self._cursor.at
             where = f"{self._cursor.file}, after {file}:{offset}"
-            raise BinlogError(f"an event in {where} is garbled or cut short: {error}") from error
+            raise self._stop(f"an event in {where} is garbled or cut short: {error}") from error
+        except (BinlogIncomplete, TransactionStops):
+            raise
+        except BinlogError as error:
+            raise self._stop(str(error)) from error
+
+    def _stop(self, why: str) -> BinlogError:
+        return TransactionStops(why, self._place()) if self.inside else BinlogError(why)
+
+    def _place(self) -> Place:
+        """Of the transaction that is being read."""
+        file, start = self._begins()
+        return Place(file, start, self._cursor.identity_of(file), gtid_text(self._gtid))
 
     def _read(self, events: Iterable[bytes | LargeEvent]) -> Iterator[Item]:
-        rows_events, by_map, numbered, transaction = _ROWS, self._tables.by_map, self._numbered, self._transaction
+        rows_events, by_map, numbered, transaction = ROWS_EVENTS, self._tables.by_map, self._numbered, self._transaction
         for event in events:
             if isinstance(event, LargeEvent):
                 yield from self._payload(event.header, event.chunks())
@@ -217,18 +274,18 @@ class TransactionStream:
             if kind == _TABLE_MAP:
                 if self._mode == _OPEN:
                     key = event[HEADER:]
-                    numbered[key[:6]] = by_map.get(key) or self._tables.add(key)
+                    numbered[key[:6]] = by_map.get(key) or self._tables.add(key, self._begins())
             elif kind in rows_events:
                 if self._mode == _OPEN:
                     large = self._take_rows(event, *rows_events[kind])
                     if large is not None:
                         yield from self._take_large(*large)
-                    elif transaction.size >= self._part_bytes and (part := self._take_part()) is not None:
+                    elif transaction.held >= self._part_bytes and (part := self._take_part()) is not None:
                         yield part
                 elif self._mode == _PASS:
                     self.counters.applied_rows += 1
             elif kind == _XID:
-                if self._mode == _OPEN and transaction.groups:
+                if self._mode == _OPEN and transaction.groups and self._spool is None:
                     self.counters.transactions += 1
                     cursor = self._cursor
                     end = cursor.file, self._outer_end or cursor.end(event)
@@ -242,11 +299,7 @@ class TransactionStream:
                 self._mysql_gtid(event, kind)
             elif kind == _MARIADB_GTID:
                 self._mariadb_gtid(event)
-            elif (
-                kind == _QUERY
-                and event.endswith(_BEGIN)
-                and len(event) == _BEGIN_SIZE + event[27] + event[30] + (event[31] << 8)
-            ):
+            elif kind == _QUERY and is_begin(event):
                 self._begin(None)
             else:
                 yield from self._other(event, kind)
@@ -257,6 +310,8 @@ class TransactionStream:
         elif kind in (_E.QUERY, _E.MARIADB_QUERY_COMPRESSED):
             yield from self._query(event, kind)
         elif kind == _E.ROTATE:
+            if self.inside:
+                self._left = self._place()
             self._cursor.rotate(event)
         elif kind in _NOTHING:
             pass
@@ -267,15 +322,13 @@ class TransactionStream:
         elif kind == _E.TRANSACTION_PAYLOAD:
             yield from self._payload(event[:HEADER], iter((event[HEADER:],)))
         elif kind == _E.PARTIAL_UPDATE_ROWS:
-            if self._mode == _OPEN:
-                raise BinlogError(
-                    "an update carries part of a JSON value only: SET PERSIST binlog_row_value_options = ''"
-                )
+            self._partial_update(event)
         elif kind == _E.EXECUTE_LOAD_QUERY:
             if self._mode == _OPEN:
-                raise BinlogError("LOAD DATA was logged as a statement: SET GLOBAL binlog_format = ROW")
+                found = load_query(event[HEADER:])
+                yield from self._statement(event, found, found.statement, inside=True)
         elif kind == _E.INCIDENT:
-            raise BinlogError(
+            raise BinlogIncomplete(
                 "the server logged an incident: its binlog does not hold every change. This site must be loaded anew"
             )
         elif int.from_bytes(event[17:19], "little") & IGNORABLE:
@@ -288,23 +341,31 @@ class TransactionStream:
     def _begin_group(self, event: bytes) -> None:
         if self._mode or self._gtid is not None:
             file, offset = self._cursor.at
-            raise BinlogError(f"a transaction begins inside another, after {file}:{offset}")
+            raise BinlogIncomplete(f"a transaction begins inside another, after {file}:{offset}")
         self._group = event
-        if self._cursor.done[0]:
-            self._passing = self._cursor.is_done(self._cursor.start(event) + 1)
+
+    def _name_group(self, event: bytes, gtid: tuple[Any, ...]) -> None:
+        """Its GTID is known, and with that whether it is to be passed over."""
+        self._gtid = gtid
+        if self._cursor.looks_back:
+            self._passing = self._cursor.begin(self._cursor.start(event), gtid)
+        if self._skip:
+            file = self._cursor.file
+            self._skipping = (self._cursor.identity_of(file), file, self._cursor.start(event)) in self._skip
+            self._passing = self._passing or self._skipping
 
     def _mysql_gtid(self, event: bytes, kind: int) -> None:
         self._begin_group(event)
         if len(event) < 68 and kind != _E.GTID_TAGGED:
             raise BinlogError("a GTID event is cut short")
         if kind == _GTID:
-            self._gtid = (event[20:36], "", int.from_bytes(event[36:44], "little"))
+            self._name_group(event, (event[20:36], "", int.from_bytes(event[36:44], "little")))
         elif kind == _E.GTID_TAGGED:
             sid, tag, number, self.committed_at = tagged_gtid(event[HEADER:])
-            self._gtid = (sid, tag, number) if number else ()
+            self._name_group(event, (sid, tag, number) if number else ())
             return
         else:
-            self._gtid = ()
+            self._name_group(event, ())
         stamp = int.from_bytes(event[61:68], "little")
         if stamp >> 55:
             # The transaction came from elsewhere: the time of its first commit follows.
@@ -313,30 +374,23 @@ class TransactionStream:
 
     def _mariadb_gtid(self, event: bytes) -> None:
         self._begin_group(event)
-        body = event[HEADER:]
-        flags = body[12]
-        self._gtid = (
-            int.from_bytes(body[8:12], "little"),
-            int.from_bytes(event[5:9], "little"),
-            int.from_bytes(body[:8], "little"),
-        )
-        self.committed_at = int.from_bytes(event[:4], "little") * 1_000_000
-        at = 21 if flags & _GROUP_COMMIT else 13
+        seconds, server_id, number, domain, flags = _MARIADB_GTID_FIELDS.unpack_from(event)
+        self._name_group(event, (domain, server_id, number))
+        self.committed_at = seconds * 1_000_000
+        at = HEADER + (21 if flags & _GROUP_COMMIT else 13)
         if flags & (_PREPARED | _COMPLETED):
-            gtrid, bqual = body[at + 4], body[at + 5]
-            data = body[at + 6 : at + 6 + gtrid + bqual]
+            gtrid, bqual = event[at + 4], event[at + 5]
+            data = event[at + 6 : at + 6 + gtrid + bqual]
             if flags & _PREPARED:
-                self._begin((int.from_bytes(body[at : at + 4], "little"), data[:gtrid], data[gtrid:]))
+                self._begin((int.from_bytes(event[at : at + 4], "little"), data[:gtrid], data[gtrid:]))
             return
-        if not flags & _GROUP_COMMIT and len(body) > 13:
-            self._alter = body[13]
-        elif flags & _GROUP_COMMIT and len(body) > 21:
-            self._alter = body[21]
+        if len(event) > at:
+            self._alter = event[at]
         if not flags & _STANDALONE:
             self._begin(None)
 
     def _begin(self, xid: Xid | None) -> None:
-        self._mode = _PASS if self._passing and xid is None else _OPEN
+        self._mode = _PASS if self._skipping or (self._passing and xid is None) else _OPEN
         self._first = True
         if xid is not None:
             self._xid = xid
@@ -346,7 +400,7 @@ class TransactionStream:
 
     def _take_rows(
         self, event: bytes, kind: RowKind, extra: bool, compressed: bool
-    ) -> tuple[MappedTable, RowKind, bytes, bytes, Slicer] | None:
+    ) -> tuple[MappedTable, RowKind, bytes, bytes, int, Slicer] | None:
         """Takes over the rows of one event, unless they are so many that they must leave in several parts."""
         table = self._numbered.get(event[HEADER : HEADER + 6])
         if table is None:
@@ -359,37 +413,80 @@ class TransactionStream:
                 self._mode = _PASS
                 return None
         if table.keys is None:
+            if table.keyless:
+                self._leave_out(table, event, kind, extra, compressed)
             return None
         start = HEADER + 8 + (event[HEADER + 8] | event[HEADER + 9] << 8 if extra else 0)
         middle = start + table.layout_bytes[kind == 1]
         layout = event[start:middle]
-        images = event[middle:]
+        # What is large is cut where it is, not copied first.
+        plain = not compressed and table.hidden is None
+        large = plain and len(event) - middle > self._large_from
+        images, at = (event, middle) if large else (event[middle:], 0)
         if compressed:
             images = unpack(images)
+        if table.hidden is not None:
+            layout, images = table.hidden.cut(kind, layout, images)
         slicer = table.slicers[kind].get(layout) or self._tables.slicer(table, kind, layout)
-        if len(images) > 2 * self._part_bytes:
-            return table, kind, layout, images, slicer
+        if len(images) - at > self._large_from:
+            return table, kind, layout, images, at, slicer
         self.counters.rows += self._transaction.add(table, kind, layout, images, slicer)
         return None
 
+    def _leave_out(self, table: MappedTable, event: bytes, kind: RowKind, extra: bool, compressed: bool) -> None:
+        """Rows that no other site could find again: counted, and that is all."""
+        start = HEADER + 8 + (int.from_bytes(event[HEADER + 8 : HEADER + 10], "little") if extra else 0)
+        middle = start + table.layout_bytes[kind == 1]
+        images = unpack(event[middle:]) if compressed else event[middle:]
+        count = sum(1 for _ in split(table.parsed, kind, event[start:middle], images))
+        self._left_out(table.name, count, self._cursor.file, self._outer_end or self._cursor.end(event))
+
+    def _partial_update(self, event: bytes) -> None:
+        """An update that has only what changed of a JSON value, of a table that may not be replicated."""
+        table = self._numbered.get(event[HEADER : HEADER + 6])
+        self._first = False
+        if self._mode == _OPEN and (table is None or table.keys is not None):
+            where = "" if table is None else f"{'.'.join(table.name)}: "
+            raise BinlogError(
+                f"{where}an update carries part of a JSON value only. For updates to come, SET PERSIST "
+                "binlog_row_value_options = '', and let every session connect again. This one cannot be replicated, "
+                "as the binlog has no more of it: leave its transaction out (mysqlraft skip --captured), then delete "
+                "the rows that it changed and insert them again here, in one transaction, so that the other sites get "
+                "them whole"
+            )
+
     def _take_large(
-        self, table: MappedTable, kind: RowKind, layout: bytes, images: bytes, slicer: Slicer
+        self, table: MappedTable, kind: RowKind, layout: bytes, images: bytes, at: int, slicer: Slicer
     ) -> Iterator[Rows]:
-        for piece in pieces(table, kind, layout, images, self._part_bytes):
-            self.counters.rows += self._transaction.add(table, kind, layout, piece, slicer)
-            if self._transaction.size >= self._part_bytes and (part := self._take_part()) is not None:
+        transaction = self._transaction
+        for rows in self._large_rows.cut(table, kind, layout, images, at):
+            if rows.large and transaction.groups and (part := self._take_part()) is not None:
+                yield part
+            self.counters.rows += transaction.add_cut(table, kind, rows, images, slicer)
+            if (rows.large or transaction.held >= self._part_bytes) and (part := self._take_part()) is not None:
                 yield part
 
     def _take_part(self) -> Rows | None:
-        """What is held of the open transaction; None if it was put by, because XA COMMIT has yet to come."""
+        """What is held of the open transaction; None if it was put by, because XA COMMIT has yet to come, or ROLLBACK
+        TO may."""
         if self._spool is None:
-            return self._transaction.take(self.base, self.committed_at)
+            if not self._transaction.may_go_back:
+                return self._transaction.take(self.base, self.committed_at)
+            self._spool = Spool(self._part_bytes)
         self._transaction.put_by(self._spool, self._cursor.at)
         return None
 
     # Groups end
 
     def _commit(self, event: bytes) -> Iterator[Rows]:
+        spool = self._spool
+        if spool is not None and spool.records:
+            if self._transaction.groups:
+                self._transaction.put_by(spool, self._cursor.at)
+            yield from self._release(event, spool, first=self._transaction.parts)
+            return
+        if spool is not None:
+            spool.close()
         rows = None
         if self._mode == _OPEN:
             if self._transaction.groups or self._transaction.parts:
@@ -410,6 +507,7 @@ class TransactionStream:
         cursor = self._cursor
         cursor.advance((cursor.file, self._outer_end or cursor.end(event)), self._gtid)
         self._transaction.clear()
+        self.counters.skipped += self._skipping
         self._reset()
 
     def _payload(self, header: bytes, chunks: Iterator[bytes]) -> Iterator[Item]:
@@ -431,10 +529,7 @@ class TransactionStream:
 
     def _rollback(self, event: bytes) -> None:
         if self._transaction.parts:
-            raise BinlogError(
-                "a transaction of more than one part was rolled back in the binlog, after its first parts left: "
-                "do not mix tables that cannot be rolled back into large transactions"
-            )
+            raise UnfinishedUnit("the binlog rolls back", self._place())
         if self._mode == _OPEN and self._transaction.groups:
             self._note("a transaction that ends with ROLLBACK is in the binlog: it was not replicated")
         if self._spool is not None:
@@ -482,7 +577,8 @@ class TransactionStream:
         else:
             yield from self._release(event, prepared.spool, xid)
 
-    def _release(self, event: bytes, spool: Spool, xid: Xid | None = None) -> Iterator[Rows]:
+    def _release(self, event: bytes, spool: Spool, xid: Xid | None = None, first: int = 0) -> Iterator[Rows]:
+        """The rows that were put by; ``first``: how many parts of the transaction have left before."""
         base, committed_at = self.base, self.committed_at
         unsure: set[bytes] = set()
         for part, (keys, packed, size, tables) in enumerate(spool.read()):
@@ -493,7 +589,7 @@ class TransactionStream:
                 self.counters.transactions += 1
                 self._prepared.pop(xid, None) if xid is not None else None
                 self._end_group(event)
-            yield Rows(base, committed_at, keys, groups, size, part, last, sorted(unsure) if last else [])
+            yield Rows(base, committed_at, keys, groups, size, first + part, last, sorted(unsure) if last else [])
         if not spool.records:
             self._prepared.pop(xid, None) if xid is not None else None
             self._end_group(event)
@@ -527,37 +623,50 @@ class TransactionStream:
         if text.startswith(b"XA END "):
             return True
         if text.startswith(b"SAVEPOINT "):
-            self._transaction.save(text[10:])
+            self._transaction.save(text[10:], self._spool)
             return True
         if text.startswith(b"ROLLBACK TO "):
             if self._mode == _OPEN:
-                self._transaction.rollback_to(text[12:].removeprefix(b"SAVEPOINT "))
+                fold = self._source.fold(_NAMES).prefixed(0)
+                self._transaction.rollback_to(text[12:].removeprefix(b"SAVEPOINT "), self._spool, fold)
             return True
         return text.startswith(b"RELEASE SAVEPOINT ")
 
     def _statement(self, event: bytes, found: Query, text: bytes, *, inside: bool) -> Iterator[Item]:
-        statement = text.decode("utf-8", "surrogateescape")
+        if self._skipping:
+            self._tables.forget(())
+            self._end_group(event)
+            return
+        statement = text_of(found, text, self._source, mariadb=self._mariadb)
         what = classify(statement, found.schema)
+        timestamps = self._tables.timestamps(what.tables) if what.verb == "ALTER TABLE" else None
         if what.kind is StatementKind.SCHEMA:
-            self._tables.by_map.clear()
+            self._tables.forget(what.tables)
         change = None
         start = self._cursor.start(self._group)
-        done = self._cursor.is_done(start)
+        done = self._passing or self._cursor.has_begun(start, self._gtid)
         if found.thread_id != APPLY_THREAD_ID and not done and not self._alter & (_START_ALTER | _ROLLBACK_ALTER):
             change = schema_change(
                 found,
+                text,
                 statement,
                 what,
                 timestamp=int.from_bytes(event[:4], "little"),
+                flags=int.from_bytes(event[17:19], "little"),
                 committed_at=self.committed_at,
                 inside=inside,
+                mariadb=self._mariadb,
                 replicated=self._replicated,
+                source=self._source,
                 note=self._note,
             )
+        if change is not None:
+            change.place = self._place()
+            change.timestamps = timestamps
         if inside:
             if change is not None:
                 yield None
-                self._cursor.done = (self._cursor.file, start + 1)
+                self._cursor.part_read(start, self._gtid)
                 yield change
             return
         if change is not None:
@@ -566,6 +675,10 @@ class TransactionStream:
         if change is not None:
             self.counters.statements += 1
             yield change
+
+    def _begins(self) -> tuple[str, int]:
+        """Where the group that is being read begins."""
+        return self._cursor.file, self._cursor.start(self._group)
 
     # Files
 
@@ -576,7 +689,8 @@ class TransactionStream:
         if self.inside:
             # The server crashed while it wrote the transaction; it never committed.
             if self._transaction.parts:
-                raise BinlogError("the server crashed inside a transaction of which the first parts had left")
+                assert self._left is not None, "it began in another file"
+                raise UnfinishedUnit("the server crashed inside", self._left)
             self._note("a transaction that the server never finished, because it crashed, was dropped")
             if self._spool is not None:
                 self._spool.close()

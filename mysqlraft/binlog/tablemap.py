@@ -7,7 +7,7 @@ base, checked against real servers in ``tests/binlog/test_types.py``. The option
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -82,7 +82,7 @@ _META_BYTES = (
     | dict.fromkeys((_T.ENUM, _T.SET), 2)
 )
 # The types that have a bit in the signedness metadata, YEAR among them.
-_NUMERIC = frozenset((_T.TINY, _T.SHORT, _T.INT24, _T.LONG, _T.LONGLONG, _T.NEWDECIMAL, _T.FLOAT, _T.DOUBLE, _T.YEAR))
+NUMERIC = frozenset((_T.TINY, _T.SHORT, _T.INT24, _T.LONG, _T.LONGLONG, _T.NEWDECIMAL, _T.FLOAT, _T.DOUBLE, _T.YEAR))
 # MySQL's VECTOR is a blob to the server, so it takes a place in the list of collations.
 _CHARACTER = frozenset(
     (_T.STRING, _T.VAR_STRING, _T.VARCHAR, _T.BLOB, _T.BLOB_COMPRESSED, _T.VARCHAR_COMPRESSED, _T.VECTOR)
@@ -163,6 +163,14 @@ def names(body: bytes) -> tuple[str, str]:
     )
 
 
+def renamed(body: bytes, schema: str, table: str) -> bytes:
+    """The TABLE_MAP body with another schema and table."""
+    end = 1 + body[0] + 1
+    end += 1 + body[end] + 1
+    new = [name.encode("utf-8", "surrogateescape") for name in (schema, table)]
+    return b"".join(bytes((len(name),)) + name + b"\0" for name in new) + body[end:]
+
+
 @lru_cache(maxsize=4096)
 def parse(body: bytes) -> TableMap:
     """Reads a TABLE_MAP event's body from after its flags (an entry's ``table``).
@@ -195,7 +203,7 @@ def _parse(body: bytes) -> TableMap:
 
     shapes = list(_shapes(schema, table, types, meta))
     extra = _Optional(body, at)
-    numeric = [i for i, s in enumerate(shapes) if s[0] in _NUMERIC]
+    numeric = [i for i, s in enumerate(shapes) if s[0] in NUMERIC]
     characters = [i for i, s in enumerate(shapes) if s[0] in _CHARACTER]
     choices = [i for i, s in enumerate(shapes) if s[0] in (_T.ENUM, _T.SET)]
     unsigned = {i for n, i in enumerate(numeric) if extra.bit(1, n)}
@@ -221,6 +229,81 @@ def _parse(body: bytes) -> TableMap:
         for i, (kind, size, prefix, precision, scale) in enumerate(shapes)
     )
     return TableMap(schema, table, columns, extra.primary_key())
+
+
+@dataclass(frozen=True, slots=True)
+class MoreColumn:
+    """A column to be added to a table map: ``meta`` as the binlog has it for the type's code ``code``."""
+
+    name: str
+    code: int
+    meta: bytes
+    nullable: bool
+    unsigned: bool
+    collation: int | None
+
+
+def widened(body: bytes, more: Sequence[MoreColumn]) -> bytes:
+    """A table map's body with more columns at its end, its metadata included.
+
+    Raises:
+        TableMapError: as of `parse`.
+    """
+    table = parse(body)
+    at = 1 + body[0] + 1
+    at += 1 + body[at] + 1
+    count, types = lenenc(body, at)
+    meta_length, meta = lenenc(body, types + count)
+    nulls = meta + meta_length
+    end = nulls + (count + 7) // 8
+    nullable = int.from_bytes(body[nulls:end], "little")
+    for number, column in enumerate(more, count):
+        nullable |= column.nullable << number
+    codes = body[types : types + count] + bytes(column.code for column in more)
+    metas = body[meta:nulls] + b"".join(column.meta for column in more)
+    plain = b"".join(
+        (
+            body[:at],
+            lenenc_bytes(len(codes)),
+            codes,
+            lenenc_bytes(len(metas)),
+            metas,
+            nullable.to_bytes((len(codes) + 7) // 8, "little"),
+        )
+    )
+    # The shapes of the new columns, which tell what of the metadata they have a place in.
+    columns = (*table.columns, *parse(plain).columns[count:])
+    unsigned = [column.unsigned for column in table.columns] + [column.unsigned for column in more]
+    collations = [column.collation for column in table.columns] + [column.collation for column in more]
+    names = [column.name for column in table.columns] + [column.name for column in more]
+    bits = [unsigned[column.index] for column in columns if column.type in NUMERIC]
+    signs = bytes(
+        sum(0x80 >> number for number, bit in enumerate(bits[start : start + 8]) if bit)
+        for start in range(0, len(bits), 8)
+    )
+    old = _Optional(body, end)
+    fields = {kind: old.field(kind) for kind in (5, 6, 8, 9)}
+    fields[1] = signs
+    fields[3] = _collations(collations[column.index] for column in columns if column.type in _CHARACTER)
+    fields[11] = _collations(collations[column.index] for column in columns if column.type in (_T.ENUM, _T.SET))
+    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    fields[4] = b"".join(lenenc_bytes(len(name)) + name for name in encoded)
+    return plain + b"".join(
+        bytes((kind,)) + lenenc_bytes(len(field)) + field for kind, field in sorted(fields.items()) if field
+    )
+
+
+def _collations(numbers: Iterable[int | None]) -> bytes:
+    return b"".join(lenenc_bytes(BINARY_COLLATION if number is None else number) for number in numbers)
+
+
+def lenenc_bytes(value: int) -> bytes:
+    """The inverse of `lenenc`."""
+    if value < 251:
+        return bytes((value,))
+    if value < 1 << 16:
+        return b"\xfc" + value.to_bytes(2, "little")
+    return b"\xfd" + value.to_bytes(3, "little") if value < 1 << 24 else b"\xfe" + value.to_bytes(8, "little")
 
 
 def decimal_size(precision: int, scale: int) -> int:
@@ -287,6 +370,9 @@ class _Optional:
                 raise TableMapError(f"optional metadata {kind} is cut short")
             self._fields[kind] = body[at : at + length]
             at += length
+
+    def field(self, kind: int) -> bytes:
+        return self._fields.get(kind, b"")
 
     def bit(self, kind: int, number: int) -> bool:
         field = self._fields.get(kind, b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pymysql
@@ -13,15 +14,18 @@ from mysqlraft.cli import server
 from mysqlraft.cli.errors import EXIT_NO, EXIT_UNREACHABLE, CommandError
 from mysqlraft.config import Config
 from mysqlraft.mysql import account
-from mysqlraft.mysql.finding import literal
-from mysqlraft.mysql.preflight import any_case, explain, inspect
+from mysqlraft.mysql.connection import SessionLost, StatementError, version_numbers
+from mysqlraft.mysql.finding import Finding, literal
+from mysqlraft.mysql.preflight import Inspection, any_case, explain, inspect
 from mysqlraft.mysql.preflight_grants import grant_statements
 from mysqlraft.replication.filters import TableFilter
+from mysqlraft.replication.trial import tried
 
 HELP = "is the site's server fit to be replicated? If not, the SQL that makes it so"
 DESCRIPTION = """\
 Runs every preflight check against the site's server, with the daemon's own account, and prints for each finding what is
-wrong, why it matters and the exact SQL that mends it, and the option for my.cnf. It changes nothing.
+wrong, why it matters and the exact SQL that mends it, and the option for my.cnf. It also tries what apply will have to
+do: it makes a table, a view, a trigger and the like in the daemon's own schema, outside the binlog, and drops them.
 Errors keep replication from starting, warnings do not; once a site has applied anything, errors about a table keep only
 its own writes back.
 
@@ -70,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         connection.close()
     findings, errors = inspection.findings, inspection.errors
+    if not inspection.server_errors:
+        findings = (*findings, *_tried(settings, inspection))
     if args.json:
         shown = {
             "server": f"{inspection.flavour} {inspection.version}",
@@ -90,6 +96,24 @@ def run(args: argparse.Namespace) -> int:
             "fit to be replicated" + others if not errors else f"not fit to be replicated: {len(errors)} errors{others}"
         )
     return EXIT_NO if errors else 0
+
+
+def _tried(settings: Config, inspection: Inspection) -> list[Finding]:
+    """What the account cannot do, though nothing on the list is missing."""
+    mariadb = inspection.flavour == "mariadb"
+    try:
+        with closing(server.connect(settings.server)) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT CURRENT_USER()")
+            user, _, host = str((cursor.fetchone() or ("",))[0]).rpartition("@")
+        grants = grant_statements(
+            settings, mariadb, f"{literal(user)}@{literal(host)}", version_numbers(inspection.version)
+        )
+        return list(tried(lambda: server.connect(settings.server), grants))
+    except (pymysql.err.MySQLError, SessionLost, StatementError) as error:
+        raise CommandError(
+            f"the server at {account.where(settings.server)}: what apply does cannot be tried: {error}",
+            EXIT_UNREACHABLE,
+        ) from None
 
 
 def create_account(settings: Config, mariadb: bool, host: str) -> list[str]:

@@ -9,7 +9,7 @@ from pymysql.connections import Connection
 
 from mysqlraft.cli.errors import EXIT_UNREACHABLE, CommandError
 from mysqlraft.config import MysqlSettings
-from mysqlraft.mysql import account
+from mysqlraft.mysql import account, opening
 
 _ACCESS_DENIED = (1044, 1045, 1698)
 
@@ -21,7 +21,7 @@ def connect(settings: MysqlSettings) -> Connection[Any]:
         CommandError: there is none to be had; it says what to do.
     """
     try:
-        return account.connect(settings)
+        return account.connect(settings, read_timeout=opening.SURVEY_SECONDS)
     except pymysql.err.OperationalError as error:
         code, message = error.args[0], error.args[-1]
         hint = "is it running, and is this its address?"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import ssl
 from typing import Any
 
-import pymysql
 from pymysql.connections import Connection
 
 from mysqlraft.config import ConfigError, MysqlSettings, TlsSettings
+from mysqlraft.mysql import opening
 
 APPLICATION = "mysqlraft"
 """What the server shows as the name of the program behind a connection."""
 
 
 def arguments(settings: MysqlSettings) -> dict[str, Any]:
-    """Keyword arguments of `pymysql.connect` for a connection in autocommit mode; the password is read now.
+    """Keyword arguments of `opening.connect` for a connection in autocommit mode; the password is read now.
 
     Raises:
         ConfigError: the password or a certificate cannot be read.
@@ -40,13 +40,13 @@ def arguments(settings: MysqlSettings) -> dict[str, Any]:
 
 
 def connect(settings: MysqlSettings, **options: Any) -> Connection[Any]:
-    """Opens a connection; ``options`` are further arguments of `pymysql.connect`.
+    """Opens a connection; ``options`` are further arguments of `opening.connect`.
 
     Raises:
         ConfigError: the password or a certificate cannot be read.
         pymysql.err.OperationalError: the server cannot be reached, or refuses the account.
     """
-    return pymysql.connect(**{**arguments(settings), **options})
+    return opening.connect(**{**arguments(settings), **options})
 
 
 def where(settings: MysqlSettings) -> str:

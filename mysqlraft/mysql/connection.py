@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import select
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import pymysql
@@ -23,6 +25,7 @@ TOO_LARGE = 1153
 """The error for a packet larger than the server takes; it would end the connection instead of saying so."""
 _COM_SET_OPTION = 0x1B
 _MULTI_STATEMENTS_ON = b"\0\0"
+_MULTI_STATEMENTS_OFF = b"\1\0"
 _LOST = frozenset((0, 1053, 1077, 1927, 4031))
 """Errors after which the connection is of no use: shutting down, killed, timed out; 0: not from the server."""
 
@@ -40,18 +43,18 @@ class SessionLost(Exception):
 
 
 class Session:
-    """One connection. Not for several threads at once.
+    """One connection. Not for several threads at once, but for ``waiting_since`` and `abort`.
 
+    ``waiting_since``: when it began to wait for the answer that it waits for now, by `time.monotonic`; None: for none.
     ``max_packet``: bytes that may be sent together; the server ends the connection over more.
     """
 
     def __init__(self, connect: Connect) -> None:
         """Raises SessionLost if there is no server to be reached, StatementError if it refuses the account."""
+        self.waiting_since: float | None = None
         try:
             self._connection = cast(Any, connect())
-            # _execute_command and _read_packet are PyMySQL's own plumbing; they have been stable since 0.5.
-            self._connection._execute_command(_COM_SET_OPTION, _MULTI_STATEMENTS_ON)
-            self._connection._read_packet()
+            self._command(_COM_SET_OPTION, _MULTI_STATEMENTS_ON)
             self.max_packet = 1 << 10  # until it is known
             version, packet = self.query("SELECT VERSION(), @@max_allowed_packet")[0]
         except (pymysql.err.MySQLError, OSError) as error:
@@ -69,7 +72,7 @@ class Session:
         """The rows of each statement, none of which is a BINLOG, in one round trip if they fit into one packet."""
         found: list[Sequence[Sequence[Any]]] = []
         try:
-            with self._connection.cursor() as cursor:
+            with self._connection.cursor() as cursor, self._waiting():
                 for together in _packets([statement.encode() for statement in statements], self.max_packet):
                     cursor.execute(b";".join(together))
                     found.append(cursor.fetchall())
@@ -95,9 +98,46 @@ class Session:
                 raise StatementError(done + error.position, error.code, error.message) from None
             done += len(together)
 
+    def use(self, schema: str) -> None:
+        """Makes it the default schema. Its name is sent as it is, so no character set can make a statement of it.
+
+        Raises:
+            StatementError: there is no such schema, or the account may not use it.
+            SessionLost: the connection broke.
+        """
+        self._command(COMMAND.COM_INIT_DB, schema.encode("utf-8", "surrogateescape"))
+
+    def run_foreign(self, statement: bytes) -> None:
+        """Runs one statement that somebody else wrote, in whatever character set the session now expects. The server
+        refuses it if it finds several in it. Raises as `run` does."""
+        self._check_size(statement)
+        self._command(_COM_SET_OPTION, _MULTI_STATEMENTS_OFF)
+        try:
+            self._command(COMMAND.COM_QUERY, statement)
+        finally:
+            self._command(_COM_SET_OPTION, _MULTI_STATEMENTS_ON)
+
+    def _command(self, command: int, argument: bytes) -> None:
+        try:
+            # _execute_command and _read_packet are PyMySQL's own plumbing; they have been stable since 0.5.
+            self._connection._execute_command(command, argument)
+            with self._waiting():
+                self._connection._read_packet()
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise _translated(error, 0) from None
+
     def send(self, statements: Sequence[bytes]) -> None:
         """Sends statements that return no rows, and does not wait: `receive` the answers before anything else."""
         packet = b";".join(statements)
+        self._check_size(packet)
+        try:
+            # PyMySQL cuts what is larger than a packet of the protocol again and again: a view is not copied.
+            self._connection._execute_command(COMMAND.COM_QUERY, memoryview(packet))
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise _translated(error, 0) from None
+
+    def _check_size(self, packet: bytes) -> None:
+        """The server ends the connection over a packet that is too large."""
         if len(packet) >= self.max_packet:
             wanted = 1 << (2 * len(packet)).bit_length()
             raise StatementError(
@@ -106,10 +146,6 @@ class Session:
                 f"{len(packet)} bytes to be sent at once are more than this server's max_allowed_packet of "
                 f"{self.max_packet}: SET GLOBAL max_allowed_packet = {wanted}",
             )
-        try:
-            self._connection._execute_command(COMMAND.COM_QUERY, packet)
-        except (pymysql.err.MySQLError, OSError) as error:
-            raise _translated(error, 0) from None
 
     def answered(self) -> bool:
         """Whether something of the answer to what was sent has arrived."""
@@ -120,10 +156,31 @@ class Session:
         answered = 0
         try:
             while answered < count:
+                self.waiting_since = time.monotonic()
                 self._connection._read_packet()
                 answered += 1
         except (pymysql.err.MySQLError, OSError) as error:
             raise _translated(error, answered) from None
+        finally:
+            self.waiting_since = None
+
+    def wait_patiently(self) -> None:
+        """From now on an answer may take any time: somebody else finds out whether the server still works on it."""
+        self._connection._read_timeout = None
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self.waiting_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waiting_since = None
+
+    def abort(self) -> None:
+        """Makes the thread that waits for an answer stop waiting, with SessionLost."""
+        with suppress(OSError, AttributeError):  # it may be closed by now
+            # Not the TLS socket's own method: that one lets a reader go on with what is still encrypted.
+            socket.socket.shutdown(self._connection._sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         with suppress(pymysql.err.MySQLError, OSError):

@@ -218,6 +218,15 @@ class _Server:
                 {"OFF": "0", "ON": "1"}.get(allowed, allowed),
             ):
                 yield self.wrong(name, allowed, why, severity)
+        if not self.mariadb and variables.get("performance_schema") == "OFF":
+            yield Finding(
+                "performance_schema",
+                Severity.INFO,
+                "performance_schema is OFF",
+                "whose row apply waits for cannot be told, so no transaction yields to it (apply.yield_after)",
+                options=("performance_schema = ON",),
+                restart=True,
+            )
         if variables["server_id"] == "0":
             why = "the server refuses a connection that reads the binlog; any number that no other server has will do"
             yield self.wrong("server_id", str(self.config.own.id), why)

@@ -28,12 +28,21 @@ _GLOBAL_MARIADB = {
 # What a view, trigger or routine that somebody else has made takes to be made here, under that definer.
 _DEFINER_MYSQL = ("SET_ANY_DEFINER", "ALLOW_NONEXISTENT_DEFINER")
 _DEFINER_MYSQL_8_0 = ("SET_USER_ID",)
+# Only who has it may name a definer who has it: an administrator.
+_DEFINER_SYSTEM = ("SYSTEM_USER",)
+_SYSTEM_USERS = (8, 0, 16)
 _DEFINER_MARIADB = ("SET USER",)
 _DEFINERS_SPLIT = (8, 2)
 """The first MySQL that has two privileges instead of SET_USER_ID."""
 
+# What it takes to see who keeps apply waiting for a row, and to end that connection (apply.yield_after).
+_YIELD_MYSQL = {"*.*": ("PROCESS", "CONNECTION_ADMIN"), "`performance_schema`.*": ("SELECT",)}
+_YIELD_MARIADB = {"*.*": ("PROCESS", "CONNECTION ADMIN")}
+
 _ROWS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _SCHEMA = ("CREATE", "DROP", "ALTER", "INDEX", "REFERENCES", "CREATE VIEW", "SHOW VIEW", "TRIGGER")
+_PROGRAMS = ("CREATE ROUTINE", "ALTER ROUTINE", "EXECUTE", "EVENT")
+"""For functions, procedures and events that somebody makes at another site."""
 
 # What a server prints for privileges that go by two names.
 _SYNONYMS = {"REPLICATION CLIENT": "BINLOG MONITOR", "ALL": "ALL PRIVILEGES"}
@@ -42,18 +51,24 @@ _SYNONYMS = {"REPLICATION CLIENT": "BINLOG MONITOR", "ALL": "ALL PRIVILEGES"}
 def wanted_privileges(config: Config, mariadb: bool) -> dict[str, tuple[str, ...]]:
     """Scope, as SQL writes it (``*.*``, `` `shop`.* ``) -> the privileges needed there."""
     wanted = {"*.*": tuple(_GLOBAL_MARIADB if mariadb else _GLOBAL_MYSQL)}
-    for pattern in config.replicate.include:
-        schema = pattern.partition(".")[0]
-        wanted[_scope(schema)] = (*wanted.get(_scope(schema), ()), *_ROWS, *_SCHEMA)
-    wanted.setdefault(_scope(OWN_SCHEMA), (*_ROWS, "CREATE", "DROP", "ALTER", "INDEX"))
+    for scope in _replicated(config):
+        wanted[scope] = (*wanted.get(scope, ()), *_ROWS, *_SCHEMA)
+    if "*.*" not in _replicated(config):
+        wanted.setdefault(_scope(OWN_SCHEMA), (*_ROWS, "CREATE", "DROP", "ALTER", "INDEX"))
     return {scope: tuple(dict.fromkeys(privileges)) for scope, privileges in wanted.items()}
+
+
+def _replicated(config: Config) -> list[str]:
+    """The scopes of what is replicated."""
+    return list(dict.fromkeys(_scope(pattern.partition(".")[0]) for pattern in config.replicate.include))
 
 
 def definer_privileges(mariadb: bool, version: tuple[int, ...]) -> tuple[str, ...]:
     """What it takes to run statements with a DEFINER who is somebody else, or not known at this site."""
     if mariadb:
         return _DEFINER_MARIADB
-    return _DEFINER_MYSQL if version >= _DEFINERS_SPLIT else _DEFINER_MYSQL_8_0
+    definers = _DEFINER_MYSQL if version >= _DEFINERS_SPLIT else _DEFINER_MYSQL_8_0
+    return (*definers, *_DEFINER_SYSTEM) if version >= _SYSTEM_USERS else definers
 
 
 def grant_statements(
@@ -62,6 +77,14 @@ def grant_statements(
     """Everything that an account (quoted, 'user'@'host') needs. ``version``: of the server, if it is known."""
     wanted = wanted_privileges(config, mariadb)
     wanted["*.*"] = (*wanted["*.*"], *definer_privileges(mariadb, version))
+    for scope in _replicated(config):
+        wanted[scope] = (*wanted[scope], *_PROGRAMS)
+    if _scope(OWN_SCHEMA) in wanted:
+        # Where `mysqlraft check` tries what apply will have to do elsewhere.
+        wanted[_scope(OWN_SCHEMA)] = (*_ROWS, *_SCHEMA, *_PROGRAMS)
+    for scope, privileges in (_YIELD_MARIADB if mariadb else _YIELD_MYSQL).items():
+        if not set(privileges) <= set(wanted["*.*"]):
+            wanted[scope] = (*wanted.get(scope, ()), *privileges)
     return tuple(f"GRANT {', '.join(privileges)} ON {scope} TO {account}" for scope, privileges in wanted.items())
 
 
@@ -85,15 +108,36 @@ def check_grants(
                 "; ".join(whys).replace("the rest ", "" if len(whys) == 1 else "the rest "),
                 (f"GRANT {', '.join(missing)} ON {scope} TO {account}",),
             )
+    for scope in _replicated(config):
+        if missing := [one for one in _PROGRAMS if not _covered(one, scope, held)]:
+            yield Finding(
+                "grants",
+                Severity.WARNING,
+                f"{account} lacks {', '.join(missing)} on {scope}",
+                "replication stops here when somebody creates a function, procedure or event at another site, or a "
+                "view that calls one",
+                (f"GRANT {', '.join(missing)} ON {scope} TO {account}",),
+            )
     if missing := [one for one in definer_privileges(mariadb, version) if not _covered(one, "*.*", held)]:
         yield Finding(
             "grants",
             Severity.WARNING,
             f"{account} lacks {', '.join(missing)}",
             "replication stops here when somebody creates a view, trigger or routine at another site: it cannot be "
-            "given its definer" + ("" if mariadb else " (one that has SYSTEM_USER takes that privilege, too)"),
+            "given its definer",
             (f"GRANT {', '.join(missing)} ON *.* TO {account}",),
         )
+    if config.apply.yield_after is not None:
+        for scope, privileges in (_YIELD_MARIADB if mariadb else _YIELD_MYSQL).items():
+            if missing := [one for one in privileges if not _covered(one, scope, held)]:
+                yield Finding(
+                    "grants",
+                    Severity.WARNING,
+                    f"{account} lacks {', '.join(missing)} on {scope}",
+                    "it cannot end the application's transaction that keeps a row from apply for longer than "
+                    "apply.yield_after: apply waits for as long as that takes",
+                    (f"GRANT {', '.join(missing)} ON {scope} TO {account}",),
+                )
 
 
 def _scope(schema: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from mysqlraft.mysql.finding import identifier
 
 SCHEMA = "mysqlraft"
-VERSION = 1
+CREATE_SCHEMA = "CREATE DATABASE IF NOT EXISTS mysqlraft DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+VERSION = 2
 
 Query = Callable[[str], Sequence[Sequence[Any]]]
 """Runs one statement and returns its rows."""
@@ -24,6 +25,29 @@ _TABLES = {
         " applied BIGINT UNSIGNED NOT NULL,"
         " state LONGBLOB NOT NULL,"
         " intent VARBINARY(1024) NULL"
+        ") ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+    ),
+    # What certification knows of tables: seldom written, so not in the row that every applied transaction writes.
+    "certification": (
+        "CREATE TABLE mysqlraft.certification ("
+        "id TINYINT UNSIGNED NOT NULL PRIMARY KEY,"
+        " state LONGBLOB NOT NULL"
+        ") ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+    ),
+    # Rows that this site has and no other one, see mysqlraft.replication.left_out.
+    "left_out": (
+        "CREATE TABLE mysqlraft.left_out ("
+        "schema_name VARCHAR(64) NOT NULL,"
+        " table_name VARCHAR(64) NOT NULL,"
+        " row_count BIGINT UNSIGNED NOT NULL,"
+        " file VARCHAR(255) NOT NULL,"
+        " position BIGINT UNSIGNED NOT NULL,"
+        " PRIMARY KEY (schema_name, table_name)"
+        ") ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+    ),
+    # Always empty: rows that come and go within one transaction, see mysqlraft.replication.batch_writer.
+    "weight": (
+        "CREATE TABLE mysqlraft.weight (id INT UNSIGNED NOT NULL PRIMARY KEY"
         ") ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
     ),
     # Where capture began when the site was new: kept before it is proposed, as the log may take its time.
@@ -57,32 +81,50 @@ _TABLES = {
 }
 
 
+Step = Callable[[Query], None]
+"""Makes one change to the schema of a version before; does nothing if that was made already."""
+
+STEPS: dict[int, tuple[Step, ...]] = {
+    # progress.state has format 5 from now on, and the table certification is new. No table changes.
+    2: (),
+}
+"""Version -> the steps to it from the version before. A crash may come between any two steps, and then all of them are
+taken again."""
+
+
 class SchemaError(Exception):
     """The schema `mysqlraft` is of another version; the text says what to do."""
 
 
 def ensure_schema(query: Query) -> None:
-    """Creates what is missing of the schema `mysqlraft`; does nothing if all is there.
+    """Creates what is missing of the schema `mysqlraft`, and converts what a mysqlraft before made; does nothing if all
+    is there.
 
     Raises:
         SchemaError: it was made by a newer mysqlraft.
     """
+    # Without a row, a crash has come before the end of the first time, maybe to a mysqlraft before.
+    found = 1
     present = {
         str(row[0])
         for row in query("SELECT table_name FROM information_schema.tables WHERE table_schema = 'mysqlraft'")
     }
     if "version" in present:
         rows = query("SELECT MAX(version) FROM mysqlraft.version")
-        found = rows[0][0]
-        if found is not None and int(found) > VERSION:
+        found = int(rows[0][0] or 1)
+        if found > VERSION:
             raise SchemaError(
                 f"the server's schema mysqlraft has version {found}; this mysqlraft knows {VERSION}: upgrade it"
             )
     else:
-        query("CREATE DATABASE IF NOT EXISTS mysqlraft DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
+        query(CREATE_SCHEMA)
     for name, statement in _TABLES.items():
         if name not in present:
             query(statement)
+    for version in range(found + 1, VERSION + 1):
+        for step in STEPS[version]:
+            step(query)
+        query(f"UPDATE mysqlraft.version SET version = {version}")
     # A crash may have come between any two statements: each row is looked for, too.
     if not query("SELECT 1 FROM mysqlraft.version"):
         query(f"INSERT INTO mysqlraft.version VALUES ({VERSION})")
@@ -92,7 +134,8 @@ def ensure_schema(query: Query) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ColumnDefinition:
-    """A column as information_schema describes it. ``collation`` is the server's number, None without characters."""
+    """A column as information_schema describes it. ``collation`` is the server's number, None without characters.
+    ``visible``: SELECT * has it. ``computed``: from other columns, by the server."""
 
     name: str
     data_type: str
@@ -102,6 +145,9 @@ class ColumnDefinition:
     scale: int | None
     fraction: int | None
     collation: int | None
+    nullable: bool = True
+    visible: bool = True
+    computed: bool = False
 
     @property
     def unsigned(self) -> bool:
@@ -143,11 +189,16 @@ def describe(query: Query, schema: str, table: str) -> TableDefinition | None:
             None if scale is None else int(scale),
             None if fraction is None else int(fraction),
             None if collation is None else collations.get(str(collation)),
+            str(nullable).upper() == "YES",
+            "INVISIBLE" not in str(extra).upper(),
+            bool(computed),
         )
-        for name, data_type, column_type, octets, precision, scale, fraction, collation in query(
-            "SELECT column_name, data_type, column_type, character_octet_length, numeric_precision, numeric_scale,"
-            f" datetime_precision, collation_name FROM information_schema.columns WHERE {where}"
-            " ORDER BY ordinal_position"
+        for name, data_type, column_type, octets, precision, scale, fraction, collation, nullable, extra, computed in (
+            query(
+                "SELECT column_name, data_type, column_type, character_octet_length, numeric_precision, numeric_scale,"
+                " datetime_precision, collation_name, is_nullable, extra, generation_expression"
+                f" FROM information_schema.columns WHERE {where} ORDER BY ordinal_position"
+            )
         )
     )
     if not columns:

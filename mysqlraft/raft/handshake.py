@@ -2,7 +2,8 @@
 
 The dialler's first frame is [0, "mysqlraft", protocol version, cluster, its site, the site it wants, channel, its
 incarnation, and its introduction: configuration index, name, address]. The answer is [0], or [0, reason of the
-refusal], or [0, reason, configuration index] if by that configuration its site is not a member.
+refusal], or [0, reason, configuration index] if by that configuration its site is not a member, or [0, reason, 0,
+seconds, address] if another daemon has been that site here for so long (identity.py).
 
 With TLS (tls.py), that comes first. The dialler compares the site that it wants with the names in the certificate
 before it says a word; the other end does the same with the site that the handshake claims.
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from mysqlraft.raft import wire
 from mysqlraft.raft.channel import Channel
 from mysqlraft.raft.frames import HELLO
+from mysqlraft.raft.identity import Identities, Rival
 from mysqlraft.raft.tls import Tls, names, shown_names
 from mysqlraft.raft.wire import ProtocolError
 
@@ -47,6 +49,22 @@ class Refusal(NamedTuple):
     reason: str
     stranger_as_of: int = 0
     """The index of the configuration by which the refused site is not a member; 0 if that is not why, or not sure."""
+    rival: Rival | None = None
+    """Another daemon is the site."""
+
+    @property
+    def fields(self) -> tuple[object, ...]:
+        """What the answer says of it."""
+        if self.rival is not None and self.rival.proven:
+            return (self.reason, 0, self.rival.seconds, self.rival.where)
+        return (self.reason, self.stranger_as_of) if self.stranger_as_of else (self.reason,)
+
+
+class Admission(NamedTuple):
+    site: int
+    channel: Channel
+    incarnation: int
+    introduction: Introduction
 
 
 class Acquaintances(Protocol):
@@ -90,6 +108,9 @@ class Handshake:
         self.tls = tls
         """May be replaced at any time: connections that are there go on, new ones take the new certificates. It
         never becomes None, nor something after None."""
+        self.on_rival: Callable[[int, Rival], None] = lambda by, rival: None
+        """A peer says that another daemon is this site, and alive. May be set later."""
+        self.identities = Identities()
         self._incarnation = incarnation
         self._refusals: dict[str, float] = {}
         """reason -> when it was logged last; of few kinds, as sites and reasons are."""
@@ -99,9 +120,7 @@ class Handshake:
         own = (wire.PROTOCOL_VERSION, self.cluster, self.site, site, int(channel), self._incarnation)
         return (HELLO, MAGIC, *own, *self.acquaintances.introduction())
 
-    def admit(
-        self, fields: list[Any], certificate: Mapping[str, Any] | None
-    ) -> Refusal | tuple[int, Channel, Introduction]:
+    def admit(self, fields: list[Any], certificate: Mapping[str, Any] | None) -> Refusal | Admission:
         """Who has dialled, by its first frame and its certificate, or why it is not one to talk with. Raises
         ProtocolError."""
         if len(fields) < 3 or fields[:2] != [HELLO, MAGIC]:
@@ -126,7 +145,20 @@ class Handshake:
             reason = f"site {sender} is not a member of the cluster as site {self.site} knows it"
             return Refusal(reason, self.acquaintances.stranger_as_of(sender))
         misnamed = self.misnamed(sender, certificate, introduced.name)
-        return (sender, Channel(channel), introduced) if misnamed is None else Refusal(misnamed)
+        if misnamed is not None:
+            return Refusal(misnamed)
+        return Admission(sender, Channel(channel), incarnation, introduced)
+
+    def claim(self, admission: Admission, where: str, heard: Mapping[int, float]) -> Refusal | None:
+        """Why the daemon that was admitted is not the site, None if it is; see `Identities.claim`."""
+        site = admission.site
+        rival = self.identities.claim(site, admission.incarnation, where, heard, time.monotonic())
+        if rival is None:
+            return None
+        reason = f"another daemon is site {site} here, connected from {rival.where}"
+        if not rival.proven:
+            reason += "; if it has ended, that is found out in a few seconds"
+        return Refusal(reason, rival=rival)
 
     def misnamed(self, site: int, certificate: Mapping[str, Any] | None, introduced: str = "") -> str | None:
         """Why a peer with this certificate is not `site`, None if it is (or there is no TLS). `introduced`: the name

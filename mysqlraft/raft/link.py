@@ -15,6 +15,7 @@ from mysqlraft.raft.beat import HEAR_SECONDS, to_beat
 from mysqlraft.raft.channel import BUFFER_BYTES, PING_SECONDS, SILENCE_SECONDS, Channel
 from mysqlraft.raft.frames import HELLO, PING, PONG, Frames
 from mysqlraft.raft.handshake import HANDSHAKE_SECONDS, Handshake
+from mysqlraft.raft.identity import Rival
 from mysqlraft.raft.wire import ProtocolError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class _Outgoing(Frames):
         """The reason of a refusal, None if the peer took us."""
         self.stranger_as_of = 0
         """The configuration index by which the peer says that we are not a member."""
+        self.rival: Rival | None = None
+        """The daemon that, as the peer says, is this site."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self.rtt = 0.0
         self._ping = 0
@@ -80,9 +83,10 @@ class _Outgoing(Frames):
 
     def on_frame(self, fields: list[Any]) -> None:
         if not self.greeted.done():
-            if fields[0] != HELLO or len(fields) > 3 or (len(fields) == 3 and type(fields[2]) is not int):
+            if fields[0] != HELLO or [type(field) for field in fields[2:]] not in ([], [int], [int, float, str]):
                 raise ProtocolError("the first frame is not an answer to a mysqlraft handshake")
-            self.stranger_as_of = fields[2] if len(fields) == 3 else 0
+            self.stranger_as_of = fields[2] if len(fields) > 2 else 0
+            self.rival = Rival(fields[4], fields[3], True) if len(fields) > 4 else None
             self.greeted.set_result(str(fields[1]) if len(fields) > 1 else None)
         elif fields[0] == PONG and len(fields) == 2:
             if fields[1] == self._ping:
@@ -184,6 +188,8 @@ class Link:
             problem = refused
             if connection.stranger_as_of:
                 self._handshake.acquaintances.called_stranger(self.site, connection.stranger_as_of)
+            if connection.rival is not None:
+                self._handshake.on_rival(self.site, connection.rival)
         except TimeoutError:
             problem = f"no answer within {HANDSHAKE_SECONDS:.0f} s"
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be one, a certificate that is not

@@ -45,6 +45,9 @@ class Incoming(Frames):
         self.site = 0
         """The peer, once it has said who it is."""
         self.channel = Channel.CONTROL
+        self.incarnation = 0
+        self.pinged_at = 0.0
+        """When the peer's daemon has shown last that it is alive, whether or not this process stood still."""
         self.dialled_at = self.heard_at
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,6 +67,7 @@ class Incoming(Frames):
                 raise ProtocolError(f"message from {message.sender} to {message.to} on a connection from {self.site}")
             self._receiver.on_message(message)
         elif fields[0] == PING and len(fields) == 2:
+            self.pinged_at = time.monotonic()
             self.send(PONG, fields[1])
         elif fields[0] == GOSSIP and len(fields) == 2 and type(fields[1]) is bytes:
             self._receiver.heard_status(self.site, fields[1])
@@ -79,16 +83,25 @@ class Incoming(Frames):
 
     def _greet(self, fields: list[Any]) -> None:
         admitted = self._handshake.admit(fields, self.certificate)
+        if not isinstance(admitted, Refusal):
+            same = [other for other in self._others if other.site == admitted.site and not other.closed]
+            heard = {other.incarnation: other.pinged_at for other in same if other.channel is Channel.CONTROL}
+            host = self.peer_name.rpartition(":")[0]  # the port is another one each time
+            admitted = self._handshake.claim(admitted, host, heard) or admitted
         if isinstance(admitted, Refusal):
-            self._handshake.log_refusal(admitted.reason, self.peer_name)
-            self.send(HELLO, admitted.reason, *([admitted.stranger_as_of] if admitted.stranger_as_of else []))
+            if admitted.rival is None or admitted.rival.proven:
+                self._handshake.log_refusal(admitted.reason, self.peer_name)
+            self.send(HELLO, *admitted.fields)
             self.close()
             return
-        self.site, self.channel, introduction = admitted
+        self.site, self.channel, self.incarnation, introduction = admitted
+        self.pinged_at = time.monotonic()
         self._handshake.acquaintances.introduced(self.site, introduction)
         self.max_frame = MAX_FRAME_BYTES
         for other in list(self._others):
-            if other is not self and (other.site, other.channel) == (self.site, self.channel):
+            if other is self or other.site != self.site:
+                continue
+            if other.channel is self.channel or other.incarnation != self.incarnation:
                 other.abort()  # the peer has dialled anew, so that one is dead
         self.send(HELLO)
 

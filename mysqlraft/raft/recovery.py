@@ -18,9 +18,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mysqlraft.files import read_text
 from mysqlraft.raft.configuration import Configuration, ConfigurationError, Server
 from mysqlraft.raft.store import Store, Write
 
+MAX_CHARACTERS = 64 << 10
+"""Of a peers.json."""
 _KEYS: dict[str, type] = {
     "id": int, "name": str, "address": str, "non_voter": bool, "witness": bool, "priority": int
 }  # fmt: skip
@@ -52,7 +55,7 @@ def read_peers(path: Path, before: Configuration) -> Configuration:
     that is new needs its name. Raises ConfigurationError.
     """
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        listed = json.loads(read_text(path, MAX_CHARACTERS), object_pairs_hook=_once)
         if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
             raise ConfigurationError('this is not a list of members, as in [{"id": 1, "address": "10.1.0.1:7450"}]')
         return Configuration([_server(one, before) for one in listed])

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+_VOID = (1 << 64) - 1
+"""The sequence of a session that has ended: none comes after it."""
+
 
 class SessionTable:
     """Per origin the current session and the last sequence accepted in it.
@@ -33,8 +36,13 @@ class SessionTable:
         self._last[origin] = (session, sequence)
         return True
 
+    def void(self, origin: int) -> None:
+        """No further proposal of the origin's current session counts."""
+        self._last[origin] = (self._last.get(origin, (0, 0))[0], _VOID)
+
     def last(self, origin: int) -> tuple[int, int]:
-        """(session, sequence) of the origin's last accepted proposal, (0, 0) if there is none."""
+        """(session, sequence) of the origin's last accepted proposal, (0, 0) if there is none. A void session has the
+        greatest sequence that there is."""
         return self._last.get(origin, (0, 0))
 
     def __iter__(self) -> Iterator[int]:

@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import pymysql
@@ -34,21 +35,43 @@ import pymysql
 from mysqlraft.binlog.dump import DumpConnection
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost
 from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.binlog.place import Place
 from mysqlraft.ipc import LinkError
+from mysqlraft.mysql import opening
 from mysqlraft.mysql.connection import Session, SessionLost, StatementError
 from mysqlraft.mysql.schema import SchemaError, ensure_schema
 from mysqlraft.replication import ddl
-from mysqlraft.replication.apply_session import open_session, read_progress, retryable, row_error, setup
-from mysqlraft.replication.batch import Batch, BatchBuilder, Lanes, LargeWork
-from mysqlraft.replication.batch_writer import BatchWriter
+from mysqlraft.replication.additions import Additions
+from mysqlraft.replication.apply_session import (
+    about_locks,
+    deadlock,
+    denied,
+    open_session,
+    own_schema_gone,
+    read_certification,
+    read_progress,
+    retryable,
+    row_error,
+    setup,
+    wait_for_tables,
+)
+from mysqlraft.replication.batch import Batch, BatchBuilder, CarriedWork, Lanes, LargeWork
+from mysqlraft.replication.batch_writer import BatchWriter, TablesChanged
+from mysqlraft.replication.binlog_statements import own_additions, own_statements
 from mysqlraft.replication.careful_lane import CarefulLane
 from mysqlraft.replication.certify import Verdict
 from mysqlraft.replication.conflicts import ConflictWriter
-from mysqlraft.replication.entry import Payload, PayloadError, PayloadKind, kind_of
+from mysqlraft.replication.entry import OtherVersion, Payload, PayloadKind, kind_of
 from mysqlraft.replication.filters import TableFilter
+from mysqlraft.replication.look_ahead import LookAhead
+from mysqlraft.replication.made import differing
+from mysqlraft.replication.pending_rows import PendingRows
 from mysqlraft.replication.policy import Policy, last_write_wins
 from mysqlraft.replication.recent import RecentEntries
-from mysqlraft.replication.state import LogEntry, ReplicationState, StateError, Step, StepKind
+from mysqlraft.replication.runs import Damaged
+from mysqlraft.replication.server_watch import ANSWER_SECONDS, ServerWatch
+from mysqlraft.replication.short_rows import AddedValues
+from mysqlraft.replication.state import LOAD_ANEW, LogEntry, ReplicationState, StateError, Step, StepKind
 from mysqlraft.replication.tables import LocalTables, TableMismatch
 
 log = logging.getLogger(__name__)
@@ -56,6 +79,7 @@ log = logging.getLogger(__name__)
 BATCH_ROWS = 2000
 BATCH_BYTES = 4 << 20
 BATCH_ENTRIES = 1000
+YIELD_AFTER = 30.0
 ROW_ERRORS = 10
 """How often in a row a batch may fail on rows that the careful lane has just looked at: the application races it."""
 _PAUSES = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -84,6 +108,10 @@ class CommittedLog(Protocol):
         """Committed entries, once more."""
 
 
+_SHOW_EVERY = 1024
+"""Log indices."""
+
+
 class ApplyState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
@@ -98,7 +126,9 @@ class ApplyStatus:
     ``stopped_at``: the log index of the statement that was the end, if it was one.
 
     The counters count since the start: units and rows written here, units that went by the careful lane, changes that
-    the fast lane failed on, conflicts, transactions, and attempts that were repeated.
+    the fast lane failed on, conflicts, transactions, attempts that were repeated, rows that were left out because
+    local transactions wrote them later, and rows of own units that were written in full as that could not be known;
+    ``blind`` says why, as long as it cannot.
     """
 
     state: ApplyState = ApplyState.STARTING
@@ -113,6 +143,9 @@ class ApplyStatus:
     conflicts: int = 0
     transactions: int = 0
     retries: int = 0
+    left_out: int = 0
+    in_full: int = 0
+    blind: str = ""
 
 
 class ApplyError(Exception):
@@ -131,7 +164,21 @@ class _Stopping(Exception):
     """`Applier.stop` was called while there was something to wait for."""
 
 
-_FINAL = (ApplyError, PayloadError, StateError, TableMismatch, BinlogError, LinkError)
+_FINAL = (ApplyError, OtherVersion, StateError, TableMismatch, BinlogError, LinkError)
+
+
+def _progress_gone(index: int) -> str:
+    return (
+        "the schema mysqlraft was dropped or emptied: its progress row alone says how much of the log the tables hold, "
+        f"which was up to index {index} at least. {LOAD_ANEW}"
+    )
+
+
+def _explained(error: StatementError) -> str:
+    """The error, and what to do if it is about the account."""
+    grants = ". `mysqlraft check --grants` prints the statements that give the account its rights"
+    return f"{error}{grants if denied(error) else ''}"
+
 
 OnReady = Callable[[ReplicationState], None]
 OnStep = Callable[[LogEntry, Step, ReplicationState], None]
@@ -150,17 +197,28 @@ class Applier:
         connect: Mapping[str, Any],
         log: CommittedLog,
         dump_server_id: int,
+        look_ahead_server_id: int,
+        pending: PendingRows | None = None,
         policy: Policy = last_write_wins,
         skip: Iterable[int] = (),
+        passed_over: Callable[[], Iterable[Place]] = tuple,
         replicated: TableFilter | None = None,
         batch_rows: int = BATCH_ROWS,
         batch_bytes: int = BATCH_BYTES,
+        applied_before: int = 0,
+        yield_after: float | None = YIELD_AFTER,
         on_ready: OnReady | None = None,
         on_step: OnStep | None = None,
+        directory: Path | None = None,
     ) -> None:
-        """``connect``: keyword arguments of ``pymysql.connect``. ``dump_server_id``: a server id that no replica of
-        the server has, for a look into the binlog after a crash. ``skip``: log indices of statements that are neither
-        judged nor run, because what they do was done by hand. ``replicated``: which tables are; all, if not given.
+        """``connect``: keyword arguments of `opening.connect`. ``dump_server_id``: a server id that no replica of
+        the server has, for a look into the binlog after a crash; ``look_ahead_server_id``: another one, for the look
+        ahead. ``pending``: fed by this site's capture. ``skip``: log indices of statements that are neither judged nor
+        run, because what they do was done by hand. ``passed_over``: as of `LookAhead`. ``replicated``: which tables
+        are; all, if not given. ``directory``: for the files of `runs`; without it they are kept in memory.
+        ``yield_after``: as of `ServerWatch`.
+
+        ``applied_before``: a log index that the tables are known to have held once.
 
         ``on_ready(state)`` is called once, when the state has been read and rebuilt; then ``on_step(entry, step,
         state)`` once for every entry in index order, before it is applied. Both in `run`'s thread.
@@ -168,29 +226,53 @@ class Applier:
         self.status = ApplyStatus()
         self._site = site
         self._connect = partial(
-            pymysql.connect,
+            opening.connect,
             **{**connect, "autocommit": True, "charset": "utf8mb4", "cursorclass": pymysql.cursors.Cursor},
         )
+        patience = {"connect_timeout": ANSWER_SECONDS, "read_timeout": ANSWER_SECONDS, "write_timeout": ANSWER_SECONDS}
+        self.watch = ServerWatch(partial(self._connect, **patience), yield_after)
+        """Whether the server is there, and whom apply waits for; it watches while `run` does."""
         self._open_dump = partial(DumpConnection, connect, dump_server_id)
+        self._open_look_ahead = partial(DumpConnection, connect, look_ahead_server_id, heartbeat=1.0)
         self._log = log
         self._policy = policy
         self._skip = frozenset(skip)
         self._replicated = replicated or TableFilter()
         self._batch_rows, self._batch_bytes = batch_rows, batch_bytes
+        self._applied_before = applied_before
         self._on_ready, self._on_step = on_ready, on_step
+        self._directory = directory
         self._stop = threading.Event()
         self._changed = threading.Event()
+        self._asked: deque[Callable[[ReplicationState], None]] = deque()
         self._source = ServerKeySource(self._connect)
         self._recent = RecentEntries()
         self._held_since = 0.0
-        self._tables = LocalTables(self._source)
+        self._state = ReplicationState(site, log.fetch)
+        added = AddedValues(self._connect, lambda: self._state.additions, self._pending_additions)
+        self._tables = LocalTables(self._source, added)
+        self._pending = pending or PendingRows()
+        self._look_ahead = LookAhead(
+            self._open_look_ahead,
+            lambda: int(self._source.query("SELECT @@global.server_id")[0][0]),
+            self._tables,
+            self._replicated,
+            passed_over,
+        )
         self._conflicts: ConflictWriter | None = None
         self._session: Session | None = None
         self._writer: BatchWriter | None = None
         self._failures = 0
+        """Attempts that failed since something last succeeded."""
+        self._row_failures = 0
+        """Those of them that failed on rows."""
+        self._deadlocks = 0
+        """Those of them that lost a deadlock."""
         self._on_the_way: Batch | None = None
         self._again: Iterator[LogEntry] = iter(())
         self._waiting: deque[LogEntry] = deque()
+        self._last_taken = 0
+        """Log index; what comes after what is in the tables, up to here, has to be read again after a failure."""
         self._last_stepped = 0
         self._one_by_one_until = 0
 
@@ -202,10 +284,19 @@ class Applier:
         """The definition of a table may have changed; any thread may say so."""
         self._changed.set()
 
+    def ask(self, what: Callable[[ReplicationState], None]) -> None:
+        """Has ``what(state)`` called in `run`'s thread, soon, between two entries; any thread may ask."""
+        self._asked.append(what)
+
     def run(self) -> None:
-        """Applies until `stop`, or until nothing more can be done: `status` then says why."""
+        """Applies until `stop`, or until nothing more can be done: `status` then says why.
+
+        Raises whatever nobody has thought of, and what the callbacks raise.
+        """
+        self.watch.start()
         try:
             state = self._start()
+            self._running()
             while True:
                 try:
                     self._apply(state)
@@ -218,6 +309,12 @@ class Applier:
                         "apply failed after log index %d, going on entry by entry: %s", self.status.index, error
                     )
                     self._one_by_one_until = self._last_stepped + 1
+                except TablesChanged as error:
+                    log.info("apply looks at tables again after log index %d: %s", self.status.index, error)
+                    self._forget_tables()
+                except Damaged as error:
+                    log.warning("%s: what was known of row keys is read from the log again", error)
+                    state.certifier.runs.discard()
                 except (pymysql.err.MySQLError, OSError, SessionLost, StatementError) as error:
                     # While an entry was looked at: the table's definition, a collation.
                     self._retry(str(error))
@@ -229,12 +326,10 @@ class Applier:
             self.status.stopped_at = error.index if isinstance(error, StatementStops) else 0
             self.status.state = ApplyState.STOPPED
             log.error("apply stopped after log index %d: %s", self.status.index, error)
-        except Exception as error:
-            self.status.reason = f"internal error: {error!r}"
-            self.status.state = ApplyState.STOPPED
-            log.exception("apply stopped after log index %d", self.status.index)
         finally:
+            self.watch.stop()
             self._lose_session()
+            self._look_ahead.close()
             self._source.close()
 
     # Starting, and starting over.
@@ -253,23 +348,46 @@ class Applier:
         self._on_the_way = None
         self._lose_session()
         applied, data = self._with_session(read_progress)
-        state = ReplicationState.load(data, self._site, self._log.fetch)
+        if not data and self._held:
+            raise StateError(_progress_gone(self._held))
+        tables = self._with_session(read_certification)
+        try:
+            state = ReplicationState.load(data, self._site, self._fetch, tables=tables, directory=self._directory)
+        except OtherVersion:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise StateError(
+                f"mysqlraft.progress.state is damaged ({type(error).__name__}: {error}). {LOAD_ANEW}"
+            ) from error
+        state.take_checks(self._state)
+        self._state = state
         if state.index != applied:
-            raise StateError(f"mysqlraft.progress: applied is {applied}, its state that of {state.index}")
-        if applied < self._last_stepped:
-            self._again = iter(self._log.fetch(applied + 1, self._last_stepped))
+            raise StateError(f"mysqlraft.progress: applied is {applied}, its state that of {state.index}. {LOAD_ANEW}")
+        if applied < self._last_taken:
+            self._again = iter(self._log.fetch(applied + 1, self._last_taken))
         self.status.index, self.status.needed_from = applied, state.needed_from
         return state
+
+    def _fetch(self, first: int, last: int) -> Iterator[LogEntry]:
+        """Entries from the log. While the state is rebuilt, which may take long, the status says how far it is."""
+        starting = self.status.state is ApplyState.STARTING
+        for entry in self._log.fetch(first, last):
+            if starting and entry.index % _SHOW_EVERY == 0:
+                self.status.reason = f"log index {entry.index:,} of {last:,}"
+                if self._stop.is_set():
+                    raise _Stopping
+            yield entry
 
     # Going on.
 
     def _apply(self, state: ReplicationState) -> None:
-        self._conflicts = ConflictWriter(self._source, partial(_read_entry, state, self._recent))
+        self._conflicts = ConflictWriter(self._source, _Writers(state, self._recent))
         mariadb = self._with_session(lambda session: session.mariadb)
-        lanes = Lanes(mariadb, self._tables, self._conflicts, self._policy)
+        lanes = Lanes(mariadb, self._tables, self._conflicts, self._policy, self._look_ahead, self._pending)
         builder = BatchBuilder(state, lanes)
-        self._running()
         while not self._stop.is_set():
+            while self._asked:
+                self._asked.popleft()(state)
             wait = self._patience(builder)
             entry = self._next(wait)
             if entry is None:
@@ -278,8 +396,11 @@ class Applier:
                 else:
                     self._complete()
                     self._tell_reached()
+                    self._look_ahead.rest()
+                    if self._failures and self._on_the_way is None and not builder.entries:
+                        self._running()  # What failed has been done, and nothing came after it.
                 continue
-            kind = kind_of(entry.payload) if entry.origin else PayloadKind.MARK
+            kind = kind_of(entry.payload) if entry.origin else None
             if kind in (PayloadKind.PART, PayloadKind.DDL):
                 # These may need a transaction of their own, which begins where the one before ends.
                 if builder.entries:
@@ -295,8 +416,9 @@ class Applier:
                 builder.take()
                 self._dispatch(LargeWork(state, step, lanes).batch())
             elif step.kind is StepKind.DDL:
-                self._statement(step, lanes)
-                self._dispatch(builder.take())
+                ran = self._statement(step, lanes)
+                batch = builder.take()
+                self._dispatch(CarriedWork(state, step, lanes).batch() if ran and step.parts else batch)
             elif (
                 builder.rows >= self._batch_rows
                 or builder.bytes >= self._batch_bytes
@@ -334,16 +456,22 @@ class Applier:
             return entry
         if not self._waiting:
             self._waiting.extend(self._log.take(wait))
-        return self._waiting.popleft() if self._waiting else None
+        if not self._waiting:
+            return None
+        entry = self._waiting.popleft()
+        self._last_taken = entry.index
+        return entry
 
     def _step(self, builder: BatchBuilder, entry: LogEntry) -> Step:
         try:
             step = builder.add(entry)
-        except (PayloadError, TableMismatch, BinlogError) as error:
+        except (OtherVersion, TableMismatch, BinlogError) as error:
             raise ApplyError(f"log index {entry.index}, from site {entry.origin}: {error}") from error
         finally:
             new = entry.index > self._last_stepped
             self._last_stepped = max(self._last_stepped, entry.index)
+        if step.accepted and entry.origin == self._site:
+            self._pending.returned(entry.session, entry.sequence)
         if step.kind is StepKind.UNITS and step.payload is not None:
             self._recent.add(entry.index, step.payload, len(entry.payload))
         if new and self._on_step is not None:
@@ -384,17 +512,23 @@ class Applier:
         while True:
             try:
                 session = self._connected()
-                applied = read_progress(session)[0]
+                applied, data = read_progress(session)
                 if applied == batch.index:
                     break
+                if not data and batch.first > 1:
+                    raise StateError(_progress_gone(batch.first - 1))
                 if applied != batch.first - 1:
                     raise StateError(
                         f"mysqlraft.progress holds {applied}, neither {batch.first - 1} nor {batch.index}: "
                         "the server's data was replaced, or another daemon writes to it"
                     )
                 assert self._writer is not None
+                self._writer.deadlocks = self._deadlocks
+                # The first failure is what brought us here.
+                wait_for_tables(session, max(0, self._failures - 1))
                 self._writer.begin(batch)
                 self._writer.finish()
+                wait_for_tables(session, 0)
                 break
             except (SessionLost, StatementError) as error:
                 self._failed(error, batch)
@@ -408,6 +542,9 @@ class Applier:
         status.careful += batch.careful
         status.conflicts += len(batch.conflicts)
         status.transactions += 1
+        self._look_ahead.applied(batch.index)
+        status.left_out, status.in_full = self._look_ahead.left_out, self._look_ahead.in_full
+        status.blind = self._look_ahead.problem
         if self._writer is not None:
             status.fallbacks += self._writer.fallbacks
             self._writer.fallbacks = 0
@@ -422,16 +559,17 @@ class Applier:
 
     # Statements.
 
-    def _statement(self, step: Step, lanes: Lanes) -> None:
-        """Runs the statement of a DDL step, exactly once, unless this site has run it already."""
+    def _statement(self, step: Step, lanes: Lanes) -> bool:
+        """Runs the statement of a DDL step, exactly once, unless this site has run it as the application's. Returns
+        whether it is another site's and has run, so that the rows that it carries are due."""
         assert step.payload is not None
         assert step.payload.ddl is not None
         assert step.certification is not None
         statement, certification = step.payload.ddl, step.certification
-        where = f"log index {step.index}, from site {certification.origin}: {statement.statement}"
+        where = f"log index {step.index}, from site {certification.origin}: {statement.shown}"
         if step.index in self._skip:
             self._forget_tables()
-            return
+            return False
         tables = ", ".join(schema if name is None else f"{schema}.{name}" for schema, name in statement.tables)
         go_on = (
             f"Every site stops here. Stop the writers, make definition and rows of {tables} equal at all sites by hand "
@@ -448,7 +586,7 @@ class Applier:
             )
         self._forget_tables()
         if certification.own and not (raced and ddl.changes_rows(statement)):
-            return
+            return False
         ways_on = (
             f"Mend what is in its way and reload (SIGHUP), or do by hand what it does and "
             f"`mysqlraft skip --index {step.index}`"
@@ -463,20 +601,27 @@ class Applier:
                 session = self._connected()
                 if not ddl.concerns(session, statement, self._replicated):
                     log.info("nothing to do here for %s", where)
-                    return
+                    return False
                 if intent is None:
                     intent = ddl.read_intent(session)
                     if intent is not None and intent.log_index != step.index:
                         intent = None
-                if intent is not None and ddl.has_run(session, statement, intent, self._open_dump):
-                    return
-                intent = intent or ddl.Intent(step.index, *ddl.binlog_end(session))
-                ddl.store_intent(session, intent)
-                try:
-                    ddl.run(session, statement)
-                finally:
-                    setup(session)
-                return
+                if intent is None or not ddl.has_run(session, statement, intent, self._open_dump):
+                    intent = intent or ddl.Intent(step.index, *ddl.binlog_end(session))
+                    ddl.store_intent(session, intent)
+                    try:
+                        wait_for_tables(session, self._failures)
+                        ddl.run(session, statement)
+                    finally:
+                        setup(session)
+                differs = differing(session, statement, self._own_statements) if step.alone else ""
+                if differs:
+                    raise StatementStops(
+                        step.index,
+                        f"{where}: it has run, but {differs}. Make it here what it is there (SET sql_log_bin = 0) and "
+                        f"reload (SIGHUP); or, to keep the difference, `mysqlraft skip --index {step.index}`",
+                    )
+                return True
             except (SessionLost, ConnectionLost, pymysql.err.MySQLError, OSError) as error:
                 self._retry(str(error))
                 self._lose_session()
@@ -492,15 +637,48 @@ class Applier:
                     f"`mysqlraft skip --index {step.index}`; if not, do by hand what it does, and the same",
                 ) from error
 
+    def _pending_additions(self) -> Additions:
+        """What this site's own statements added that are in its binlog, and not in the log as far as it was stepped."""
+        origin = self._state.origins[self._site]
+        if origin.resume is None:
+            return Additions()
+        mariadb = self._connected().mariadb
+        try:
+            end = self._source.binlog_end()
+            return own_additions(
+                self._open_dump, origin.resume, origin.done, end, self._source.collations, mariadb=mariadb
+            )
+        except ConnectionLost as error:
+            raise SessionLost(str(error)) from error
+
+    def _own_statements(self) -> set[tuple[str, str | None]]:
+        """What this site's own statements are about that are in its binlog, and may not be in the log yet."""
+        origin = self._state.origins[self._site]
+        if origin.resume is None:
+            return set()
+        mariadb, end = self._connected().mariadb, self._source.binlog_end()
+        return own_statements(
+            self._open_dump, origin.resume, origin.done, end, self._source.collations, mariadb=mariadb
+        )
+
     # Failures.
 
     def _connected(self) -> Session:
         """The session, made anew if the last one was lost."""
         if self._session is None:
-            session = open_session(self._connect)
+            try:
+                session = open_session(self._connect)
+            except StatementError as error:
+                # Too many connections, another password: it is not about what was to be done, and may change.
+                raise SessionLost(_explained(error)) from error
             self._writer = BatchWriter(session, CarefulLane(session, self._tables))
-            self._session = session
+            self._session = self.watch.session = session
         return self._session
+
+    @property
+    def _held(self) -> int:
+        """A log index that the tables are known to have held."""
+        return max(self._applied_before, self.status.index)
 
     def _with_session(self, use: Callable[[Session], Any]) -> Any:
         """What `use` returns, repeated until the server can be used."""
@@ -508,6 +686,8 @@ class Applier:
             try:
                 return use(self._connected())
             except (SessionLost, StatementError) as error:
+                if isinstance(error, StatementError) and own_schema_gone(error) and self._held:
+                    raise StateError(_progress_gone(self._held)) from error
                 self._retry(str(error))
                 self._lose_session()
 
@@ -516,9 +696,21 @@ class Applier:
         if isinstance(error, SessionLost):
             self._lose_session()
         else:
-            self._rollback()
+            if about_locks(error):
+                self.watch.failed()
+            self._deadlocks += deadlock(error)
+            if own_schema_gone(error):
+                raise StateError(_progress_gone(batch.first - 1)) from error
+            if denied(error):
+                self._lose_session()  # rights that are given back are those of the next connection
+                self._retry(_explained(error))
+                return
             rows = row_error(error)
-            if (rows and self._failures >= ROW_ERRORS) or not (rows or retryable(error)):
+            if rows and self._writer is not None and self._writer.tables_changed():
+                raise TablesChanged(str(error)) from error
+            self._rollback()
+            self._row_failures += rows
+            if self._row_failures > ROW_ERRORS or not (rows or retryable(error)):
                 raise ApplyError(f"log index {batch.first} to {batch.index}: {error}") from error
         self._retry(str(error))
 
@@ -543,7 +735,10 @@ class Applier:
             raise _Stopping
 
     def _running(self) -> None:
-        self._failures = 0
+        self._failures = self._row_failures = self._deadlocks = 0
+        if self._writer is not None:
+            self._writer.deadlocks = 0
+        self.watch.succeeded()
         if self.status.state is not ApplyState.RUNNING:
             self.status.state = ApplyState.RUNNING
             self.status.reason = ""
@@ -552,7 +747,7 @@ class Applier:
         if self._session is not None:
             with suppress(SessionLost, StatementError):
                 self._session.close()
-        self._session = self._writer = None
+        self._session = self._writer = self.watch.session = None
 
     def _forget_tables(self) -> None:
         self._tables.forget()
@@ -562,7 +757,17 @@ class Applier:
             self._writer.forget()
 
 
-def _read_entry(state: ReplicationState, recent: RecentEntries, index: int) -> Iterator[Payload]:
-    """The payloads that the writer at `index` consists of."""
-    payload = recent.get(index)
-    return state.parts(state.indices_of(index)) if payload is None else iter((payload,))
+@dataclass(frozen=True, slots=True)
+class _Writers:
+    """The entries that conflicts are with; of those looked at last none is read from the log again."""
+
+    state: ReplicationState
+    recent: RecentEntries
+
+    def indices_of(self, index: int) -> Sequence[int]:
+        return self.state.indices_of(index)
+
+    def read(self, indices: Sequence[int]) -> Iterator[Payload]:
+        if len(indices) == 1 and (payload := self.recent.get(indices[0])) is not None:
+            return iter((payload,))
+        return self.state.parts(list(indices))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 
+from pymysql.constants import ER
+
 from mysqlraft.binlog.events import APPLY_THREAD_ID
 from mysqlraft.mysql.connection import Connect, Session, SessionLost, StatementError
 from mysqlraft.replication.row_events import format_description
 
-LOCK_WAIT = 2
-"""Seconds to wait for a row lock of the application's. While it waits, apply holds locks that others may wait for."""
+LOCK_WAIT = 60
+"""Seconds to wait for a row lock of the application's. Whoever waits keeps its place in the row's queue, and what it
+has written: to give way and begin again may never come to an end. `server_watch` lets it not take so long."""
 METADATA_LOCK_WAIT = 10
-_FENCE = "'mysqlraft.apply'"
+"""Seconds to wait for a table that somebody changes. A cycle of such a lock and a row's is seen by no server: to give
+way is what ends it."""
+FENCE = "'mysqlraft.apply'"
 _FENCE_TIMEOUT = 60.0
 
 _RETRYABLE = frozenset(
@@ -37,13 +42,35 @@ _RETRYABLE = frozenset(
         3032,  # offline mode
     )
 )
-_NOT_OF_ROWS = frozenset((1044, 1045, 1142, 1143, 1227, 1153, 1197, 1534, 1598, 1730, 1782))
+_DENIED = frozenset((1044, 1045, 1142, 1143, 1227))
+_NOT_OF_ROWS = _DENIED | frozenset((1153, 1197, 1534, 1598, 1730, 1782))
 """Privileges, packet and cache sizes, binlog failures: no other lane would fare better."""
+_GONE = frozenset((1049, 1146))
+
+
+def about_locks(error: StatementError) -> bool:
+    """Whether a lock of the application's was in the way."""
+    return error.code in (ER.LOCK_WAIT_TIMEOUT, ER.LOCK_DEADLOCK)
+
+
+def deadlock(error: StatementError) -> bool:
+    """Whether the server ended the transaction to let another one go on."""
+    return error.code == ER.LOCK_DEADLOCK
 
 
 def retryable(error: StatementError) -> bool:
     """Whether the same transaction may succeed later, without anybody changing the log or the table."""
     return error.code in _RETRYABLE
+
+
+def denied(error: StatementError) -> bool:
+    """Whether the account may not do it, or has another password now. Somebody may give it back at any time."""
+    return error.code in _DENIED
+
+
+def own_schema_gone(error: StatementError) -> bool:
+    """Whether it is the daemon's own schema that is not there."""
+    return error.code in _GONE and "mysqlraft" in error.message
 
 
 def row_error(error: StatementError) -> bool:
@@ -58,6 +85,8 @@ def setup(session: Session) -> None:
         "time_zone = '+00:00'",
         f"pseudo_thread_id = {APPLY_THREAD_ID}",
         "autocommit = 1",
+        # No COMMIT begins another transaction, or ends the session.
+        "completion_type = 'NO_CHAIN'",
         "foreign_key_checks = 0",
         "unique_checks = 1",
         "sql_auto_is_null = 0",
@@ -74,18 +103,27 @@ def setup(session: Session) -> None:
     if session.mariadb:
         # The text of every BINLOG statement would go into the binlog, too.
         variables += ["binlog_annotate_row_events = OFF", "max_statement_time = 0"]
+        variables += ["check_constraint_checks = 1", "sql_if_exists = 0"]
     else:
         variables += ["binlog_rows_query_log_events = OFF"]
     statements = [
         b"SET NAMES utf8mb4",
         f"SET SESSION {', '.join(variables)}".encode(),
         # Without gap locks apply waits for, and holds up, as few of the application's transactions as possible.
-        b"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        b"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE",
         format_description(session.version, session.mariadb),
     ]
     if not session.mariadb:
         statements.append(b"SET GTID_NEXT = 'AUTOMATIC'")
     session.run(statements)
+
+
+def wait_for_tables(session: Session, failures: int) -> None:
+    """Lets a statement or a batch wait longer for its tables the more often it has failed, up to `LOCK_WAIT`: sessions
+    that use or lock them one after the other, each for longer than it waits, would keep it out for ever. `setup` undoes
+    it."""
+    seconds = min(LOCK_WAIT, METADATA_LOCK_WAIT << min(failures, 10))
+    session.run([f"SET SESSION lock_wait_timeout = {seconds}".encode()])
 
 
 def open_session(connect: Connect) -> Session:
@@ -101,6 +139,7 @@ def open_session(connect: Connect) -> Session:
     try:
         _fence(session)
         setup(session)
+        session.wait_patiently()
     except BaseException:
         session.close()
         raise
@@ -109,21 +148,27 @@ def open_session(connect: Connect) -> Session:
 
 def _fence(session: Session) -> None:
     deadline = time.monotonic() + _FENCE_TIMEOUT
-    while session.query(f"SELECT GET_LOCK({_FENCE}, 0)")[0][0] != 1:
-        owner = session.query(f"SELECT IS_USED_LOCK({_FENCE})")[0][0]
+    while session.query(f"SELECT GET_LOCK({FENCE}, 0)")[0][0] != 1:
+        owner = session.query(f"SELECT IS_USED_LOCK({FENCE})")[0][0]
         if owner is not None:
             try:
                 session.query(f"KILL {int(owner)}")
             except StatementError as error:
                 if error.code != 1094:  # it is gone already
                     raise
-        if session.query(f"SELECT GET_LOCK({_FENCE}, 1)")[0][0] == 1:
+        if session.query(f"SELECT GET_LOCK({FENCE}, 1)")[0][0] == 1:
             return
         if time.monotonic() > deadline:
             raise SessionLost(f"connection {owner} of another daemon does not end, though it was killed")
 
 
 def read_progress(session: Session) -> tuple[int, bytes]:
-    """(applied, state) of the progress row."""
+    """(applied, state) of the progress row; (0, nothing) if it is not there."""
     rows = session.query("SELECT applied, state FROM mysqlraft.progress WHERE id = 1")
-    return int(rows[0][0]), bytes(rows[0][1])
+    return (int(rows[0][0]), bytes(rows[0][1])) if rows else (0, b"")
+
+
+def read_certification(session: Session) -> bytes:
+    """What certification knew of tables, see `ReplicationState.dump_tables`; empty if it has not been kept yet."""
+    rows = session.query("SELECT state FROM mysqlraft.certification WHERE id = 1")
+    return bytes(rows[0][0]) if rows else b""

@@ -5,36 +5,66 @@ while too much is on the way. Small units share a payload while more is waiting 
 nothing is: there is no timer between a COMMIT and its proposal. A large unit leaves in parts while it is still read.
 
 The dump connection breaks whenever the server restarts. Capture connects again and reads on from the position of its
-last proposal; the parts of a unfinished unit that had left are passed over, since the same binlog is cut in the same
-places. Only what cannot be mended by trying again ends `run`: a position that the server no longer has, an event that
-cannot be carried.
+last proposal. If parts of a unit have left, it does not: the server that answers next may be another one, with another
+transaction in that place. `run` then ends with `UnitBroken`, and a new session reads the whole unit again. Beside that,
+only what cannot be mended by trying again ends `run`: a position that the server no longer has, an event that cannot be
+carried.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import pymysql
 from pymysql.connections import Connection
 
+from mysqlraft.binlog.added_columns import gives_each_row_its_own
 from mysqlraft.binlog.changes import Rows, SchemaChange
-from mysqlraft.binlog.dump import DumpConnection, file_identity
+from mysqlraft.binlog.dump import MAX_OFFSET, DumpConnection, LargeEvent, file_identity
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
 from mysqlraft.binlog.gtid import DomainPositions
 from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.binlog.large_row import largest_row
+from mysqlraft.binlog.place import Place, TransactionStops, UnfinishedUnit
 from mysqlraft.binlog.position import StreamPosition, file_number
-from mysqlraft.binlog.stream import TransactionStream
+from mysqlraft.binlog.statement_scan import StatementScan
+from mysqlraft.binlog.statements import classify
+from mysqlraft.binlog.stream import UNLIMITED, TransactionStream
+from mysqlraft.binlog.transaction_file import write_transaction
+from mysqlraft.mysql import opening
+from mysqlraft.mysql.connection import SessionLost, StatementError
+from mysqlraft.raft.forward import MAX_PAYLOAD_BYTES
+from mysqlraft.replication.carried_rows import CarriedRows, RowsOfTable
 from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payload, PayloadKind, Position, Unit
+from mysqlraft.replication.left_out import LeftOutRows
+from mysqlraft.replication.made import made, renamed_nothing
+from mysqlraft.replication.pending_rows import PendingRows
+from mysqlraft.replication.pieces import cut
+from mysqlraft.replication.system_zone import REMEDY, system_zone
+
+logger = logging.getLogger(__name__)
 
 BATCH_BYTES = 256 << 10
 BATCH_UNITS = 500
 _BACK_OFF = (0.05, 5.0)
 """Seconds before connecting again: the first time, and at most."""
+
+
+class UnitBroken(Exception):
+    """What comes after the parts of a unit that have left will not come: their session can only be followed by another
+    one. ``unfinished``: where the unit is, if the server never finished it and the next session has to leave it out."""
+
+    def __init__(self, why: str, unfinished: Place | None = None) -> None:
+        super().__init__(why)
+        self.unfinished = unfinished
 
 
 class Link(Protocol):
@@ -65,39 +95,57 @@ class Capture:
         *,
         session: int,
         server_id: int,
+        scan_server_id: int,
         replicated: Callable[[str, str | None], bool],
         position: str = "auto",
         part_bytes: int = 1 << 20,
         mark_seconds: float = 10.0,
         sequence: int = 2,
+        skip: Mapping[Place, Path] | None = None,
+        unfinished: Collection[Place] = (),
+        pending: PendingRows | None = None,
+        left_out: LeftOutRows | None = None,
     ) -> None:
-        """``connect``: keyword arguments of ``pymysql.connect``. ``server_id``: of the dump connection, which no server
-        and no other replica may have. ``position``: "gtid", "file" or "auto": by GTID where the server has them.
-        ``sequence``: of the first payload (1 is the session's OPEN).
+        """``connect``: keyword arguments of `opening.connect`. ``server_id``: of the dump connection, which no server
+        and no other replica may have; ``scan_server_id``: another one, to look for statements ahead. ``position``:
+        "gtid", "file" or "auto": by file, or by GTID where the server has another one. ``sequence``: of the first
+        payload (1 is the session's OPEN). ``skip``: transactions to be left out, each once it is in the file of that
+        path; ``unfinished``: those that the server never finished. ``pending``: gets the row keys of what is proposed.
         """
         self._connect = {**connect, "autocommit": True}
         self._link = link
         self._state = start
         self._session = session
         self._server_id = server_id
+        self._scan_server_id = scan_server_id
         self._replicated = replicated
         self._by = position
         self._part_bytes = part_bytes
+        self._row_bytes = UNLIMITED
         self._batch_bytes = min(BATCH_BYTES, part_bytes)
         self._mark_seconds = mark_seconds
         self._sequence = sequence
+        self._skip = skip or {}
+        self._unfinished = unfinished
+        self._pending = pending
+        self._left_out = left_out
         self._stopping = threading.Event()
         self._dump: DumpConnection | None = None
         self._stream: TransactionStream | None = None
+        self._scan: StatementScan | None = None
         self._flavour = Flavour.MYSQL
         self._tables: dict[bytes, int] = {}
         self._units: list[Unit] = []
         self._size = 0
         self._held_transactions = self._held_rows = 0
-        self._parts_sent = 0
+        self._source: ServerKeySource | None = None
+        self._parts_out = 0
+        """How many parts of a unit have left, of which the last one has not."""
         self._proposed_at = time.monotonic()
         self._active = False
         self._notes: Counter[str] = Counter()
+        self._kept: list[str] = []
+        self._skips_marked = 0
         self._totals: Counter[str] = Counter()
         self._reading = False
         self._last_error = ""
@@ -109,10 +157,11 @@ class Capture:
         """Captures until `stop`.
 
         Raises:
+            UnitBroken: go on in a new session.
             PositionLost: the server no longer has the binlog to go on with; the text says what to do.
             BinlogError: the binlog holds what cannot be replicated.
         """
-        source = ServerKeySource(lambda: pymysql.connect(**self._connect))
+        source = self._source = ServerKeySource(lambda: opening.connect(**self._connect))
         wait, longest = _BACK_OFF
         try:
             while not self._stopping.is_set():
@@ -124,8 +173,12 @@ class Capture:
                         return
                     self._last_error = str(error)
                     self._totals["reconnects"] += 1
+                    if self._parts_out:
+                        raise UnitBroken(str(error)) from None
                     wait = _BACK_OFF[0] if self._sequence > proposed else min(2 * wait, longest)
                     self._stopping.wait(wait)
+                except UnfinishedUnit as error:
+                    raise UnitBroken(str(error), error.place) from None
                 except PositionLost as error:
                     raise PositionLost(self._explain(error)) from None
                 finally:
@@ -172,12 +225,20 @@ class Capture:
             "lag_seconds": round(self._lag, 3),
             "last_error": self._last_error,
             "notes": dict(self._notes),
+            "skipped": list(self._kept),
+            "left_out": dict(self._left_out.totals) if self._left_out is not None else {},
         }
 
     # Reading
 
     def _read(self, source: ServerKeySource) -> None:
         """One dump connection, from login until it ends."""
+        if self._left_out is not None:
+            self._left_out.load(source.query)
+        server = f"{source.query('SELECT @@global.server_id')[0][0]}-"
+        for place, path in self._skip.items():
+            if place.identity.startswith(server):
+                self._keep(place, path, source)
         dump = self._dump = DumpConnection(self._connect, self._server_id)
         if self._stopping.is_set():
             return
@@ -186,41 +247,65 @@ class Capture:
         resume = state.resume
         if self._stream is not None:
             self._stream.close()
+        scan = self._scan = StatementScan(
+            partial(DumpConnection, self._connect, self._scan_server_id, heartbeat=1.0), source, self._stopping.is_set
+        )
+        self._row_bytes = largest_row(int(source.query("SELECT @@global.max_allowed_packet")[0][0]))
+        in_its_file = self._in_its_file(source, self._by_gtid(source, dump.mariadb))
+        by_file = in_its_file and self._by != "gtid"
+        if not by_file:
+            self._verify_gtids(source, dump.mariadb)
         stream = self._stream = TransactionStream(
             source,
             self._replicated,
             mariadb=dump.mariadb,
-            position=StreamPosition(resume.file, resume.offset, resume.gtids, state.done, resume.identity),
+            position=StreamPosition(
+                resume.file, resume.offset, resume.gtids, state.done, resume.identity, resume.passed, resume.begun
+            ),
+            elsewhere=None if in_its_file else source.binlog_end(),
             base=state.base,
             part_bytes=self._part_bytes,
+            row_bytes=self._row_bytes,
             note=self._note,
+            left_out=self._leave_out,
+            scan=scan,
+            skip=(*self._skip, *self._unfinished),
         )
-        by_gtid = self._by_gtid(source, dump.mariadb)
-        if by_gtid:
-            self._verify_gtids(source, dump.mariadb)
-        self._verify_file(source, by_gtid)
-        if by_gtid:
-            dump.start_after(resume.gtids)
-        else:
+        self._skips_marked = 0
+        if by_file:
             dump.start_at(resume.file, resume.offset)
+        else:
+            dump.start_after(resume.gtids)
         while True:
             if not dump.ready() and not self._idle(dump, stream):
                 continue
-            events = dump.batch()
-            self._reading = True
-            self._last_error = ""
-            for item in stream.read(events):
-                if type(item) is Rows:
-                    if item.last and not item.part:
-                        self._add(item)
-                    else:
-                        self._propose_part(stream, item)
-                elif item is None:
-                    self._flush(stream)
+            self._take(stream, dump.batch())
+
+    def _take(self, stream: TransactionStream, events: list[bytes | LargeEvent]) -> None:
+        """What has arrived. Nothing of it is held here when this returns: it may be large."""
+        self._reading = True
+        self._last_error = ""
+        for item in stream.read(events):
+            if type(item) is Rows:
+                if item.last and not item.part and item.size <= 2 * self._part_bytes:
+                    self._add(item)
                 else:
-                    self._propose_statement(stream, cast(SchemaChange, item))
-                if self._size >= self._batch_bytes or len(self._units) >= BATCH_UNITS:
-                    self._flush(stream)
+                    self._propose_part(stream, item)
+            elif item is None:
+                self._flush(stream)
+            else:
+                self._propose_statement(stream, cast(SchemaChange, item))
+            if self._size >= self._batch_bytes or len(self._units) >= BATCH_UNITS:
+                self._flush(stream)
+
+    def _keep(self, place: Place, path: Path, source: ServerKeySource) -> None:
+        """Puts a transaction that is left out into its file, if it is not there yet."""
+        if not path.exists() and not self._stopping.is_set():
+            dump = self._dump = DumpConnection(self._connect, self._server_id)
+            write_transaction(dump, place, path, source)
+            dump.close()
+        if str(path) not in self._kept:
+            self._kept.append(str(path))
 
     def _by_gtid(self, source: ServerKeySource, mariadb: bool) -> bool:
         if self._by == "file" or not self._state.resume.gtids:
@@ -238,7 +323,16 @@ class Capture:
         """The server must have everything that was captured. If it went back, it gives the GTIDs out again, and what
         has them now would be passed over.
         """
-        gtids = self._state.resume.gtids
+        resume = self._state.resume
+        if self._state.done != (resume.file, resume.offset) and not (resume.passed or resume.begun):
+            raise BinlogError(
+                f"at {resume.file}:{resume.offset} of the server that was read before ({resume.identity}), a prepared "
+                "XA transaction was open, or the rows of a CREATE TABLE ... SELECT had not been read; from there to "
+                f"{self._state.done[0]}:{self._state.done[1]} the binlog was read, and by which GTIDs was not noted "
+                "by that version of mysqlraft. Let this site's daemon use that server again until the transaction is "
+                "finished (XA RECOVER lists it), else load this site anew from another one"
+            )
+        gtids = resume.passed or resume.gtids
         if not mariadb:
             if not source.query(f"SELECT GTID_SUBSET('{gtids}', @@global.gtid_executed)")[0][0]:
                 raise PositionLost("transactions that were captured are not in its gtid_executed: it has gone back")
@@ -251,39 +345,51 @@ class Capture:
                     "back"
                 )
 
-    def _verify_file(self, source: ServerKeySource, by_gtid: bool) -> None:
-        """The file of the position must be the one that was read, not another that now has its name and its GTIDs.
+    def _in_its_file(self, source: ServerKeySource, by_gtid: bool) -> bool:
+        """Whether the position's file is here, and is the one that was read: then it is read on, whatever anybody has
+        declared about GTIDs meanwhile. Otherwise the GTIDs decide, if there are any (``by_gtid``): another server, with
+        files of its own, may have taken the place of this one, or the file was purged after its end had been read.
 
-        By GTID, another server may have taken the place of this one; it has files of its own. And the file may have
-        been purged since, when nothing that is still to be read was in it.
+        Raises:
+            PositionLost: it is another file, which now has its name and its GTIDs; or there are no GTIDs to decide.
         """
-        (file, offset), expected = self._state.done, self._state.resume.identity
+        resume, (file, offset), expected = self._state.resume, self._state.done, self._state.resume.identity
         if not expected:
-            return
+            return not by_gtid
         own = expected.startswith(f"{source.query('SELECT @@global.server_id')[0][0]}-")
         if by_gtid and not own:
-            return
+            return False
         sizes = {str(row[0]): int(row[1]) for row in source.query("SHOW BINARY LOGS")}
         if file not in sizes:
             if by_gtid and all(file_number(name) > file_number(file) for name in sizes):
-                return
+                return False
             raise PositionLost(f"it has no {file}, but earlier files" if by_gtid else f"it has no {file}")
         if sizes[file] < offset:
             raise PositionLost(f"its {file} ends at {sizes[file]}, before that place")
         if file_identity(self._connect, self._server_id, file) != expected:
             raise PositionLost(f"its {file} is another file than the one that was read: its binlog was made anew")
+        # No server can be asked for a place that far by its file.
+        return not by_gtid or (resume.file in sizes and resume.offset <= MAX_OFFSET)
 
     def _idle(self, dump: DumpConnection, stream: TransactionStream) -> bool:
         """All that has arrived was read: sends what is held, and a mark when one is due. True: go on and read."""
         if self._units:
             self._flush(stream)
             return dump.ready()
+        self._keep_left_out()
         self._lag = 0.0
         applied = stream.counters.applied_rows
         if applied != self._totals["applied_rows"]:
             self._totals["applied_rows"] = applied
             self._active = True
-        if not self._active or stream.base <= self._state.base or stream.inside:
+        # Of a file that was read to its end the server may let go at any time: then it must not be where to go on.
+        passed = stream.position.file != self._state.resume.file
+        skipped = stream.counters.skipped
+        if skipped > self._skips_marked and not stream.inside:
+            # The decision to leave it out has had its effect once the log holds a place behind it.
+            self._propose(stream, Payload(PayloadKind.MARK, self._flavour, *self._where(stream)))
+            return True
+        if stream.inside or not (passed or (self._active and stream.base > self._state.base)):
             return True
         due = self._proposed_at + self._mark_seconds - time.monotonic()
         if due > 0:
@@ -310,7 +416,7 @@ class Capture:
         self._units.append(Unit(rows.base, rows.committed_at, rows.keys, changes, wild))
         self._size += rows.size + len(rows.keys) + 64
         self._held_transactions += rows.last
-        self._held_rows += sum(change.count for change in changes)
+        self._held_rows += changes[0].count if len(changes) == 1 else sum([change.count for change in changes])
 
     def _flush(self, stream: TransactionStream) -> None:
         units = self._units
@@ -325,33 +431,121 @@ class Capture:
 
     def _propose_part(self, stream: TransactionStream, rows: Rows) -> None:
         self._flush(stream)
-        if rows.part < self._parts_sent and not rows.last:
-            return  # it left before the connection broke
         self._add(rows)
-        payload = Payload(PayloadKind.PART, self._flavour, *self._where(stream), list(self._tables), self._units)
-        payload.part, payload.last = rows.part, rows.last
+        tables, (unit,) = list(self._tables), self._units
         self._forget_batch()
-        if not rows.last:
+        if rows.last and rows.size > self._part_bytes:
+            # It may be a large row, of which no piece is the last part.
+            self._propose_rows(stream, tables, replace(unit, wild=[]))
+            unit = replace(unit, keys=b"", changes=[])
+        if rows.last:
+            self._propose_one_part(stream, tables, unit, last=True)
+        else:
+            self._propose_rows(stream, tables, unit)
+
+    def _propose_rows(self, stream: TransactionStream, tables: list[bytes], unit: Unit) -> None:
+        """Parts of a unit of which none is the last: one, or the pieces of a large row, which comes by itself."""
+        if len(unit.changes) == unit.changes[0].count == 1:
+            for piece in cut(unit.changes[0], self._part_bytes):
+                keys = b"" if piece.piece else unit.keys
+                self._propose_one_part(stream, tables, replace(unit, keys=keys, changes=[piece]), last=False)
+        else:
+            self._propose_one_part(stream, tables, unit, last=False)
+
+    def _propose_one_part(self, stream: TransactionStream, tables: list[bytes], unit: Unit, *, last: bool) -> None:
+        payload = Payload(PayloadKind.PART, self._flavour, *self._where(stream), tables, [unit])
+        payload.part, payload.last = self._parts_out, last
+        if not last:
             # The position stays before the unit until all of it has left.
             payload.resume, payload.done = self._state.resume, self._state.done
-        self._propose(stream, payload, moves=rows.last)
-        self._parts_sent = 0 if rows.last else rows.part + 1
+        self._propose(stream, payload, moves=last)
+        self._parts_out = 0 if last else self._parts_out + 1
 
     def _propose_statement(self, stream: TransactionStream, change: SchemaChange) -> None:
         payload = Payload(PayloadKind.DDL, self._flavour, *self._where(stream))
-        payload.ddl = Ddl(change.tables, change.statement, change.schema, change.context, change.committed_at)
+        reading = change.text if change.text.encode("utf-8", "surrogateescape") != change.statement else ""
+        context = change.context
+        assert self._source is not None
+        is_event = classify(change.text, change.schema).verb.endswith(" EVENT")
+        converted: tuple[str, ...] = ()
+        if context.get("time_zone") == "SYSTEM" and not is_event:
+            # Elsewhere it may be another one. An event keeps the name, which means what it means where the event runs.
+            try:
+                zone = system_zone(self._source, change)
+            except BinlogError as error:
+                assert change.place is not None
+                raise TransactionStops(f"{change.text[:200]}: {error}", change.place) from None
+            context, converted = context | {"time_zone": zone.offset}, zone.converted
+        ddl = payload.ddl = Ddl(change.tables, change.statement, change.schema, context, change.committed_at, reading)
+        own = gives_each_row_its_own(change.text, change.schema)
+        if own or converted:
+            why = "it gives each row a value of its own, which differs from site to site"
+            if not own:
+                why = (
+                    f"it may convert {', '.join(converted)} from or to TIMESTAMP, under the time zone SYSTEM, which is "
+                    f"not always the same offset from UTC, so its rows have to be carried ({REMEDY})"
+                )
+            for rows in self._rows_of(change, stream, why, converted):
+                self._propose_rows(stream, [rows.table], Unit(stream.base, change.committed_at, b"", rows.changes))
+            ddl.parts = self._parts_out
+        # Rows of the same transaction follow: the place between is none of the binlog's.
+        if not change.inside and self._scan is not None:
+            ddl.made = made(
+                self._source.query,
+                self._source.version(),
+                change.tables,
+                payload.done,
+                self._source.binlog_end,
+                self._scan,
+                mariadb=self._flavour is Flavour.MARIADB,
+            )
+        if renamed_nothing(ddl):
+            self._note("not replicated: RENAME TABLE of a temporary table")
+            return
         self._totals["statements"] += 1
         self._propose(stream, payload)
+        self._parts_out = 0
+
+    def _rows_of(
+        self, change: SchemaChange, stream: TransactionStream, why: str, converted: Collection[str]
+    ) -> Iterator[CarriedRows]:
+        """The rows as the statement has left them, before anything of it is in the log."""
+        assert change.place is not None
+        assert self._source is not None
+        where = f"{change.text[:200]}: {why}"
+        schema, table = change.tables[0]
+        if len(change.tables) != 1 or table is None:
+            raise TransactionStops(f"{where}, and of which table cannot be told for sure", change.place)
+        reader = RowsOfTable(
+            lambda: opening.connect(**{**self._connect, "charset": "utf8mb4", "read_timeout": opening.SURVEY_SECONDS}),
+            partial(DumpConnection, self._connect, self._scan_server_id),
+            self._source,
+            self._part_bytes,
+            self._row_bytes,
+        )
+        try:
+            yield from reader.read(schema, table, stream.position.done, converted)
+        except BinlogError as error:
+            raise TransactionStops(f"{where}: {error}", change.place) from error
+        except (SessionLost, StatementError) as error:
+            raise ConnectionLost(str(error)) from error
 
     def _where(self, stream: TransactionStream) -> tuple[int, Position, tuple[str, int]]:
         """Base and positions after what is about to be proposed."""
         at = stream.position
-        return stream.base, Position(at.file, at.offset, at.gtids, at.identity), at.done
+        return stream.base, Position(at.file, at.offset, at.gtids, at.identity, at.passed, at.begun), at.done
 
     def _propose(self, stream: TransactionStream, payload: Payload, *, moves: bool = True) -> None:
         transactions, rows = self._held_transactions, self._held_rows
         self._held_transactions = self._held_rows = 0
+        if moves:
+            self._keep_left_out()
         data = payload.encode()
+        if len(data) > MAX_PAYLOAD_BYTES:
+            raise BinlogError(f"{payload.kind.name} of {len(data)} bytes: an entry takes {MAX_PAYLOAD_BYTES}")
+        if self._pending is not None:
+            for unit in payload.units:
+                self._pending.proposed(self._session, self._sequence, unit.keys)
         self._link.propose(self._session, self._sequence, data)
         self._sequence += 1
         self._totals["transactions"] += transactions
@@ -362,7 +556,21 @@ class Capture:
         if payload.kind is not PayloadKind.MARK:
             self._active = True
         if moves:
+            self._skips_marked = stream.counters.skipped
             self._state = CaptureState(payload.resume, payload.done, payload.base)
+
+    def _leave_out(self, name: tuple[str, str], rows: int, file: str, offset: int) -> None:
+        text = f"rows of {'.'.join(name)}, which had no primary key, were left out"
+        if text not in self._notes:
+            logger.warning("%s", text)
+        self._notes[text] += rows
+        if self._left_out is not None:
+            self._left_out.add(name, rows, file, offset)
+
+    def _keep_left_out(self) -> None:
+        """Before the log holds a position behind them."""
+        if self._left_out is not None and self._source is not None:
+            self._left_out.write(self._source.query)
 
     def _note(self, text: str) -> None:
         self._notes[text] += 1

@@ -4,6 +4,9 @@ For a row to be written the rows that hold any of its key values are locked and 
 DELETE_ROWS with a primary-key-only image for the others, UPDATE_ROWS from the primary key to the raw after image if the
 row exists, WRITE_ROWS if not. No trigger fires, and nothing but key columns is decoded.
 
+Rows that local transactions wrote later are left out of own units that are written again, and of other sites' units
+that meet what is pending (`writing_again`): the look-up locks rows, then the look ahead reads to the binlog's end.
+
 Rows of adjacent changes are taken in groups that cost two round trips each; the second of the last group is the
 caller's, who may have more to send with it. A group ends where a row has a key value in common with an earlier one, or
 where the lookup found a row that an earlier one already touches: its answers would be out of date.
@@ -16,46 +19,52 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import pymysql.charset
+
 from mysqlraft.binlog.keys import KeyDefinition, Slicer, compile_slicer
-from mysqlraft.binlog.rows import Field, Image, columns_of, image_of, layout_of, pick, primary_key, split
-from mysqlraft.binlog.tablemap import Column, ColumnType
-from mysqlraft.binlog.values import encode, literal, selected
+from mysqlraft.binlog.rows import Image, columns_of, image_of, layout_of, pick, primary_key, split
+from mysqlraft.binlog.tablemap import BINARY_COLLATION, Column, ColumnType
+from mysqlraft.binlog.values import ValueFormError, encode, field_of, literal, selected, value_of
 from mysqlraft.mysql.connection import Session
 from mysqlraft.mysql.finding import identifier
+from mysqlraft.replication.ddl import binlog_end_query
 from mysqlraft.replication.entry import Change, ChangeKind
+from mysqlraft.replication.local_writes import brief, row_id, unique_values
+from mysqlraft.replication.look_ahead import Later
 from mysqlraft.replication.row_events import Item, Statement, statements
 from mysqlraft.replication.tables import LocalTable, LocalTables
+from mysqlraft.replication.writing_again import Stored, operations
 
 GROUP = 64
 """Rows looked up together."""
 
 _BYTES = frozenset((ColumnType.BLOB, ColumnType.VARCHAR, ColumnType.STRING, ColumnType.VAR_STRING))
 
+_BEFORE, _SAME = -1, 0
+"""What a look-up is for: the row under the before image's primary key, or under the after image's; a greater number:
+the row that holds the value of that key."""
+
 PrimaryKey = Image
 """A primary-key-only image as the server stores it."""
 
 
 @dataclass(slots=True)
+class _Found(Stored[PrimaryKey]):
+    """``values``: of a holder under a key, as they are stored; only where it may matter what comes later."""
+
+    values: dict[tuple[int, PrimaryKey], tuple[bytes | None, ...]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class _Row:
-    """One row of a change. ``keys``: hashes of all its key values."""
+    """One row of a change. ``keys``: hashes of all its key values; ``later``: as in `Item`."""
 
     shape: _Shape
     before: Image | None
     after: Image | None
     keys: frozenset[int]
     committed_at: int
-
-
-@dataclass(slots=True)
-class _Found:
-    """What a lookup found: the stored row under the before image's key, under the after image's, and others."""
-
-    before: PrimaryKey | None = None
-    same: PrimaryKey | None = None
-    others: list[PrimaryKey] = field(default_factory=list)
-
-    def all(self) -> set[PrimaryKey]:
-        return {key for key in (self.before, self.same, *self.others) if key is not None}
+    later: Later | None
 
 
 class CarefulLane:
@@ -65,6 +74,9 @@ class CarefulLane:
         self._session = session
         self._tables = tables
         self._shapes: dict[tuple[bytes, int, bytes], _Shape] = {}
+        self.exact = False
+        """Whether a prefix key is looked up by the exact condition alone, which reads and locks the whole table. It
+        finds what the condition that the index serves may miss: equal strings of different lengths."""
 
     def forget(self) -> None:
         """A statement may have changed a table."""
@@ -90,43 +102,86 @@ class CarefulLane:
             group = _disjoint(waiting)
             found = self._look_up(group)
             done = _independent(group, found)
+            completed = None
+            for number, (row, place) in enumerate(zip(group[:done], found[:done], strict=True)):
+                if row.shape.short and row.after is not None and place.before is None:
+                    # There is no row to keep what the update does not know: it is an insert, and looked up as such.
+                    done, completed = number, self._completed(row)
+                    break
             changes = [
-                Item(row.shape.body, change, row.committed_at)
+                item
                 for row, place in zip(group[:done], found[:done], strict=True)
-                for change in row.shape.changes(row, place)
+                for item in row.shape.changes(row, place)
             ]
-            made = statements(self._session.mariadb, changes)
             waiting = waiting[done:]
+            if completed is not None:
+                waiting[0] = completed
+            # A row may be large: it is not held longer than its change needs it.
+            del group, found, row, place
+            made = statements(self._session.mariadb, changes)
+
+    @property
+    def generation(self) -> int:
+        """That of the tables."""
+        return self._tables.generation
+
+    def checks(self, tables: Iterable[bytes]) -> list[bytes]:
+        """Statements that fail if one of the tables has other columns than those that it was written with."""
+        return list(dict.fromkeys(self._tables.find(body).check() for body in tables))
 
     def _rows(self, items: Iterable[Item]) -> Iterator[_Row]:
         for item in items:
             change = item.change
-            at = item.table, int(change.kind), change.layout
-            shape = self._shapes.get(at)
-            if shape is None:
-                shape = self._shapes[at] = _Shape(self._tables, *at)
-            yield from shape.rows(change.images, item.committed_at)
+            shape = self._shape(item.table, int(change.kind), change.layout)
+            for row in shape.rows(change.images, item.committed_at, item.later):
+                if row.later is not None and shape.left_out(row, row.later):
+                    row.later.ahead.left_out += 1
+                else:
+                    yield row
+
+    def _shape(self, body: bytes, kind: int, layout: bytes) -> _Shape:
+        at = body, kind, layout
+        shape = self._shapes.get(at)
+        if shape is None:
+            shape = self._shapes[at] = _Shape(self._tables, *at)
+        return shape
+
+    def _completed(self, row: _Row) -> _Row:
+        """The row as one to be inserted, with all columns."""
+        body, layout, image = row.shape.completed(row)
+        (completed,) = self._shape(body, int(ChangeKind.WRITE), layout).rows(image, row.committed_at, None)
+        return completed
 
     def _look_up(self, rows: Sequence[_Row]) -> list[_Found]:
         """Locks and finds the stored rows that each row meets, in one round trip."""
-        asked = [(number, what, query) for number, row in enumerate(rows) for what, query in row.shape.queries(row)]
+        asked = [
+            (number, what, query)
+            for number, row in enumerate(rows)
+            for what, query in row.shape.queries(row, self.exact)
+        ]
         found = [_Found() for _ in rows]
         if not asked:
             return found
-        answered = self._session.queries([query for _, _, query in asked])
-        for (number, what, _), answers in zip(asked, answered, strict=True):
-            place = found[number]
+        own = list(dict.fromkeys(row.later for row in rows if row.later is not None))
+        queries = [query for _, _, query in asked]
+        # Statements run in their order: this one once the rows are locked.
+        answered = self._session.queries([*queries, binlog_end_query(self._session)] if own else queries)
+        for (number, what, _), answers in zip(asked, answered, strict=False):
+            place, shape = found[number], rows[number].shape
             for answer in answers:
-                stored = rows[number].shape.primary_key(answer)
-                if what == "before":
+                stored = shape.primary_key(answer)
+                if what == _BEFORE:
                     place.before = stored
-                elif what == "same":
+                elif what == _SAME:
                     place.same = stored
-                elif stored not in place.others:
-                    place.others.append(stored)
-        for place in found:
-            # The row itself, before or after its primary key changes, gives way to nothing.
-            place.others = [key for key in place.others if key not in (place.same, place.before)]
+                else:
+                    place.holders.append((what, stored))
+                    place.values[what, stored] = shape.key_values(what, answer)
+        if own:
+            file, offset = answered[-1][0][:2]
+            for later in own:
+                if not later.reach(str(file), int(offset)):
+                    later.ahead.in_full += sum(row.later is later for row in rows) if later.own else 0
         return found
 
 
@@ -160,6 +215,9 @@ class _Shape:
         self._map, self._kind, self._layout = local.map, ChangeKind(kind), layout
         self.table = local.definition.name
         self._keys = local.keys
+        self._completion = local.completion
+        self.short = local.completion is not None and kind == ChangeKind.UPDATE
+        """Updates of rows that have columns which these do not know: they keep them."""
         self._primary = primary_key(local.map)
         self._before, self._after = columns_of(local.map, kind, layout)
         self._charset = tables.source.collations.charset
@@ -182,67 +240,191 @@ class _Shape:
         self._update = layout_of(local.map, ChangeKind.UPDATE, before=self._primary, after=after)
         self._write = layout_of(local.map, ChangeKind.WRITE, after=after)
 
-    def rows(self, images: bytes, committed_at: int) -> Iterator[_Row]:
+    def rows(self, images: bytes, committed_at: int, later: Later | None) -> Iterator[_Row]:
         for before, after in split(self._map, self._kind, self._layout, images):
             keys: list[int] = []
             for image, slicer in zip((before, after), self._slicers, strict=True):
                 if image is not None and slicer is not None:
                     slicer(image, 0, len(image), keys.append)
-            yield _Row(self, before, after, frozenset(keys), committed_at)
+            yield _Row(self, before, after, frozenset(keys), committed_at, later)
 
-    def queries(self, row: _Row) -> Iterator[tuple[str, str]]:
-        """(what for, query) for each stored row that the row may meet."""
+    def _complete(self, later: Later) -> bool:
+        """Whether these rows and all later ones have all columns. Otherwise what they lack is kept from the row that is
+        there, or comes from the statements that added it, and must not be taken from a row that should not be there."""
+        columns = len(self._map.columns)
+        return self._completion is None and not later.narrower(self._map.schema, self._map.table, columns)
+
+    def _stays(self, row: _Row, later: Later) -> bool:
+        """Whether a row that may lack columns can be left out all the same: it is an own one that is only updated, here
+        and later, where it is, and no other row can take its place (`tests/replication/test_added_columns_model.py`).
+        """
+        if not later.own or len(self._keys) > 1 or row.before is None or row.after is None:
+            return False
+        assert self._before is not None
+        assert self._after is not None
+        known_as = row_id(self._map, self._before, row.before)
+        return known_as == row_id(self._map, self._after, row.after) and later.only_updated(known_as)
+
+    def _filled(self, row: _Row, found: _Found, later: Later) -> list[Item] | None:
+        """An own row that is inserted here, and later only updated where it is: what no later image knows is as the
+        statements that added it gave it, and the rest is there already. None: it is no such row."""
+        if not later.own or len(self._keys) > 1 or row.before is not None or row.after is None or found.same is None:
+            return None
+        assert self._after is not None
+        known_as = row_id(self._map, self._after, row.after)
+        if not later.only_updated(known_as):
+            return None
+        unknown = [column for column in self._after if column.index >= later.columns(known_as)]
+        if not unknown:
+            return []
+        layout = layout_of(self._map, ChangeKind.UPDATE, before=self._primary, after=unknown)
+        image = found.same + image_of(pick(self._after, unknown, row.after))
+        return [Item(self.body, Change(0, ChangeKind.UPDATE, layout, 1, image), row.committed_at)]
+
+    def left_out(self, row: _Row, later: Later) -> bool:
+        """Whether nothing of the row has to be written, whatever is stored: no look-up and no lock is needed then."""
+        if not self._complete(later):
+            return self._stays(row, later)
+        if row.after is not None and len(self._keys) > 1:
+            return False  # it may have to take the place of another holder of its unique values
+        return all(
+            image is None or (columns is not None and later.wrote(row_id(self._map, columns, image)))
+            for columns, image in ((self._before, row.before), (self._after, row.after))
+        )
+
+    def queries(self, row: _Row, exact: bool) -> Iterator[tuple[int, str]]:
+        """(what for, query) for each stored row that the row may meet; from `_SAME` on the number of a key."""
         if row.before is not None and self._before is not None:
-            yield "before", self._query(0, self._before, row.before)
+            yield _BEFORE, self._query(0, self._before, row.before, exact)
         if row.after is not None and self._after is not None:
             for key in range(len(self._keys)):
-                query = self._query(key, self._after, row.after)
+                query = self._query(key, self._after, row.after, exact, told=row.later is not None and key != _SAME)
                 if query:
-                    yield "after" if key else "same", query
+                    yield key, query
 
     def primary_key(self, answer: Sequence[Any]) -> PrimaryKey:
         """Of a row that a query found."""
-        return image_of([encode(column, value) for column, value in zip(self._primary, answer, strict=True)])
+        return image_of([encode(column, value) for column, value in zip(self._primary, answer, strict=False)])
 
-    def changes(self, row: _Row, found: _Found) -> Iterator[Change]:
-        """The changes that make `row` so: delete(before's key), then write(after)."""
-        gone = list(found.others)
-        start = found.same
-        if row.after is None:
-            start = None
-            gone += [found.before] if found.before is not None else []
-        elif found.before is not None and found.before != found.same:
-            if found.same is None:
-                start = found.before
-            else:
-                gone.append(found.before)
-        if gone:
-            yield Change(0, ChangeKind.DELETE, self._delete, len(gone), b"".join(gone))
-        if row.after is None:
+    def key_values(self, key: int, answer: Sequence[Any]) -> tuple[bytes | None, ...]:
+        """What a row holds under a key, as `brief` has it; () if that was not asked for, or cannot be read."""
+        values: list[bytes | None] = []
+        for column, value in zip(self._key_columns[key], answer[len(self._primary) :], strict=False):
+            try:
+                encoded = encode(column, value)
+            except ValueFormError:
+                return ()
+            values.append(None if encoded is None else value_of(column, encoded))
+        return brief(tuple(values))
+
+    def completed(self, row: _Row) -> tuple[bytes, bytes, Image]:
+        """Table map, layout and image of the row with all columns."""
+        assert self._completion is not None
+        assert self._after is not None
+        assert row.after is not None
+        completion = self._completion
+        return completion.body, completion.layout(self._after), completion.image(self._after, row.after)
+
+    def changes(self, row: _Row, found: _Found) -> Iterator[Item]:
+        """What makes `row` so: delete(before's key), then write(after), without what is left out of it."""
+        later = row.later
+        if later is not None and not self._complete(later):
+            filled = self._filled(row, found, later)
+            if filled is not None or self._stays(row, later):
+                later.ahead.left_out += 1
+                yield from filled or ()
+                return
+            later = None
+        made = operations(
+            found,
+            puts=row.after is not None,
+            before_later=self._wrote(later, self._before, row.before, found.before),
+            after_later=self._wrote(later, self._after, row.after, found.same),
+            given_later=lambda key, unique: later is not None and self._given(later, row, found, key, unique),
+        )
+        if later is not None and not made.put and not made.gone:
+            later.ahead.left_out += 1
+        if made.gone:
+            # Not a matter of what is later any more: these rows are locked, and they have to go.
+            gone = Change(0, ChangeKind.DELETE, self._delete, len(made.gone), b"".join(made.gone))
+            yield Item(self.body, gone, row.committed_at)
+        if not made.put or row.after is None:
             return
-        if start is None:
-            yield Change(0, ChangeKind.WRITE, self._write, 1, row.after)
+        if made.start is None:
+            put = Change(0, ChangeKind.WRITE, self._write, 1, row.after)
         else:
-            yield Change(0, ChangeKind.UPDATE, self._update, 1, start + row.after)
+            put = Change(0, ChangeKind.UPDATE, self._update, 1, made.start + row.after)
+        yield Item(self.body, put, row.committed_at, row.later)
 
-    def _query(self, key: int, columns: tuple[Column, ...], image: Image) -> str:
-        """Locks the row that holds the image's value of this key; "" if a NULL in it keeps it from colliding."""
+    def _wrote(
+        self, later: Later | None, columns: tuple[Column, ...] | None, image: Image | None, stored: PrimaryKey | None
+    ) -> bool:
+        """Whether the row of an image, or the stored row that was found for it, was written later."""
+        if later is None or columns is None or image is None:
+            return False
+        return later.wrote(row_id(self._map, columns, image)) or (
+            stored is not None and later.wrote(row_id(self._map, self._primary, stored))
+        )
+
+    def _given(self, later: Later, row: _Row, found: _Found, stored: PrimaryKey, unique: int) -> bool:
+        """Whether the last later image of a stored row has the after image's value of a key: that value byte for byte,
+        or another one that the server takes for the same, as it is stored."""
+        assert self._after is not None
+        assert row.after is not None
+        key = self._keys[unique]
+        given = (later.unique_values(row_id(self._map, self._primary, stored)) or {}).get(key.parts)
+        if given is None:
+            return False
+        return given in (unique_values(self._map, self._after, row.after, key), found.values[unique, stored])
+
+    def _query(self, key: int, columns: tuple[Column, ...], image: Image, exact: bool, *, told: bool = False) -> str:
+        """Locks the row that holds the image's value of this key; "" if a NULL in it keeps it from colliding. It asks
+        for its primary key, ``told``: and for what it holds under this key."""
         wanted = self._key_columns[key]
         fields = pick(columns, wanted, image)
         definition: KeyDefinition = self._keys[key]
         conditions = []
+        served = False
         for column, part, value in zip(wanted, definition.parts, fields, strict=True):
             if value is None:
                 return ""
-            conditions.append(self._condition(column, part.prefix, value))
-        return f"SELECT {self._selected} FROM {self.table} WHERE {' AND '.join(conditions)} FOR UPDATE"
+            name = identifier(column.name)
+            if not part.prefix or column.type not in _BYTES:
+                conditions.append(f"{name} = {literal(column, value, self._charset)}")
+                continue
+            beginning, whole = _beginning(column, value, part.prefix)
+            text = literal(column, beginning, self._charset)
+            conditions.append(f"LEFT({name}, {part.prefix}) = LEFT({text}, {part.prefix})")
+            if not exact and whole is not None:
+                served = True
+                conditions.append(f"{name} = {text}" if whole else f"({name} = {text} OR {_like(name, text)})")
+        # The server would rather read a small table from end to end, and wait for every lock in it.
+        hint = f" FORCE INDEX ({identifier(definition.name)})" if served else ""
+        asked = [self._selected]
+        if told:
+            asked += [selected(column, identifier(column.name)) for column in wanted]
+        return f"SELECT {', '.join(asked)} FROM {self.table}{hint} WHERE {' AND '.join(conditions)} FOR UPDATE"
 
-    def _condition(self, column: Column, prefix: int, value: Field) -> str:
-        name = identifier(column.name)
-        text = literal(column, value, self._charset)
-        if prefix and column.type in _BYTES:
-            return f"LEFT({name}, {prefix}) = LEFT({text}, {prefix})"
-        return f"{name} = {text}"
+
+def _beginning(column: Column, value: bytes, length: int) -> tuple[bytes, bool | None]:
+    """The field that holds the first ``length`` characters of a field's, and whether that is all of them; the field as
+    it is, and None, in a character set that Python does not know."""
+    stored = value_of(column, value)
+    if column.collation is None or column.collation == BINARY_COLLATION:
+        return field_of(column, stored[:length]), len(stored) < length
+    try:
+        encoding = pymysql.charset.charset_by_id(column.collation).encoding
+        characters = stored.decode(encoding)
+        return field_of(column, characters[:length].encode(encoding)), len(characters) < length
+    except (UnicodeError, LookupError):
+        return value, None
+
+
+def _like(name: str, text: str) -> str:
+    """What an index on the beginning of a column serves: that the column begins with the characters of ``text``."""
+    for sign in ("\\\\", "%", "_"):
+        text = f"REPLACE({text}, '{sign}', '\\\\{sign}')"
+    return f"{name} LIKE CONCAT({text}, '%')"
 
 
 def _column(columns: dict[int, Column], name: str) -> Column:

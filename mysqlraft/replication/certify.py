@@ -23,7 +23,8 @@ Statements
 ----------
 
 A statement that changes the schema ran at its origin before it was in the log. It counts as a write of every row of its
-tables, so that units of other origins that did not know it are re-asserted. It is *raced* if an R at its origin wrote
+tables, so that units of other origins that did not know it are re-asserted; one that commutes with rows changes none
+and makes no unique key, so it counts as no write. A statement is *raced* if an R at its origin wrote
 to one of its tables at an index between its base and its own: there these rows came after it, elsewhere before. A
 TRUNCATE then runs again at its origin; a statement that commutes with rows does not mind; any other stops every site
 (`apply`).
@@ -31,8 +32,8 @@ TRUNCATE then runs again at its origin; a statement that commutes with rows does
 So that every site stops, what makes a statement raced must not depend on keys: after a rebuild some verdicts err to
 REASSERT. It is decided table by table: rows of another origin, or of a unit of its own that was *crossed*. A unit is
 crossed if rows of another origin, a statement of another origin, or a crossed unit of its own lie above its base in
-one of its tables. Only crossed units are ever re-asserted. ``crossed`` is all that a rebuild cannot find again, so it
-is part of the stored state.
+one of its tables. Only crossed units are ever re-asserted. What the log above some index says of the tables depends on
+what they were there, so what they were is stored (``tables``) with some index from which a rebuild goes on exactly.
 
 Whole tables
 ------------
@@ -40,6 +41,13 @@ Whole tables
 The keys of a unit may lack some: of a unique key that was made after it (a statement above its base), or before its
 rows were captured (``wild``). Such a unit is entered as a write of its whole table, and a wild one is re-asserted
 whenever an R of its origin wrote to the table above its base.
+
+The same statement twice
+------------------------
+
+Two sites may run the same statement at once if to run it twice is to run it once (`mysqlraft.binlog.repeating`): each
+finds the other's to have nothing left to do, as long as nobody did anything else to the table in between, and that is
+what is asked of every other statement on it. Such a statement is raced by rows like any other.
 
 Below the floor
 ---------------
@@ -52,17 +60,20 @@ Memory
 ------
 
 Writers above the floor are kept in generations: a dictionary that takes new keys, the full one before it, and sorted
-arrays for those before that (16 bytes a key; 8 for the keys of one large unit). A generation goes when the floor has
-passed its last index, so nothing is ever deleted key by key, and since a unit is only compared with generations that
-reach above its base, a busy cluster looks at one dictionary, two at most.
+runs for those before that (`runs`: in files, if there is a directory). A generation goes when the floor has passed its
+last index, so nothing is ever deleted key by key, and since a unit is only compared with generations that reach above
+its base, a busy cluster looks at one dictionary, two at most.
 """
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
+from typing import Any
+
+from mysqlraft.binlog.repeating import ONLY_MAKES
+from mysqlraft.replication.runs import Memo, Run, Runs
 
 
 class Verdict(IntEnum):
@@ -79,43 +90,38 @@ _ORIGIN_MASK = 0b11110
 TableName = tuple[str, str | None]
 """Schema and table, in lower case; table None: anything in the schema."""
 
-GENERATION = 1 << 17
+GENERATION = 1 << 17  # as many as the smallest of `runs`
 """Keys after which a dictionary (about 100 bytes a key) makes room for the next."""
 SEGMENT = 1 << 19
 """Keys of a large unit that are sorted together."""
+_STATEMENTS = 16
+"""Statements on a table that are held before those up to the floor are given back."""
 _TABLES = 256
 """Tables that are held before those that nobody touched above the floor are given back."""
-
-
-class _Segment:
-    """Sorted keys and their writers, or the one writer of all."""
-
-    __slots__ = ("keys", "last", "writers")
-
-    def __init__(self, keys: array[int], writers: array[int] | int, last: int) -> None:
-        self.keys, self.writers, self.last = keys, writers, last
-
-    def get(self, key: int) -> int:
-        """The writer of `key`, 0 if there is none."""
-        at = bisect_left(self.keys, key)
-        if at == len(self.keys) or self.keys[at] != key:
-            return 0
-        return self.writers if isinstance(self.writers, int) else self.writers[at]
 
 
 class _Table:
     """What was done to a table.
 
-    ``touched``: origin << 1 | reasserted -> the last index. ``crossed``: origin -> the last crossed unit's index.
-    ``whole``, ``statement``: the last writer of all its rows, and the last statement on it.
+    ``touched``, ``stated``: origin << 1 | reasserted -> the last index, of units and of statements. ``crossed``: origin
+    -> the last crossed unit's index. ``whole``, ``statement``, ``redefined``: the last writer of all its rows, the last
+    statement on it, and the last one that does not commute with rows. ``statements``: (`repetition`, origin) -> the
+    last index of such a statement.
     """
 
-    __slots__ = ("crossed", "statement", "touched", "whole")
+    __slots__ = ("crossed", "redefined", "stated", "statement", "statements", "touched", "whole")
 
     def __init__(self) -> None:
         self.touched: dict[int, int] = {}
+        self.stated: dict[int, int] = {}
+        self.statements: dict[tuple[int, int], int] = {}
         self.crossed: dict[int, int] = {}
-        self.whole = self.statement = 0
+        self.whole = self.statement = self.redefined = 0
+
+    @property
+    def last(self) -> int:
+        """The last index of all."""
+        return max([self.statement >> _INDEX_SHIFT, *self.touched.values()])
 
 
 class Certifier:
@@ -126,19 +132,27 @@ class Certifier:
     and these are re-asserted if their base is below it: to write once too often is always safe.
     """
 
-    def __init__(self, floor: int = 0) -> None:
+    def __init__(self, floor: int = 0, runs: Runs | None = None) -> None:
         self.floor = floor
+        self.runs = Runs() if runs is None else runs
+        self._known_from = floor
+        """Keys that were written at or below it may be missing, whatever the floor."""
         self._recent: dict[int, int] = {}
         self._recent_last = 0
         self._older: dict[int, int] = {}
         self._older_last = 0
-        self._segments: list[_Segment] = []
+        self._memo: Memo | None = None
+        """Of the end of the older generation, if it was taken."""
+        self._entered = 0
+        """Keys since `tend` was called last."""
+        self._large = False
+        """Whether a large unit was entered since then."""
         self._tables: dict[TableName, _Table] = {}
         self._trim_at = _TABLES
 
     def __len__(self) -> int:
         """How many keys are held; one that was written in several generations counts in each."""
-        return len(self._recent) + len(self._older) + sum(len(segment.keys) for segment in self._segments)
+        return len(self._recent) + len(self._older) + len(self.runs)
 
     def certify(
         self,
@@ -163,7 +177,7 @@ class Certifier:
         self, origin: int, base: int, keys: bytes, tables: Iterable[TableName], wild: Iterable[TableName] = ()
     ) -> Verdict:
         """What a unit with these keys is, seen from the entries before it."""
-        verdict = Verdict.REASSERT if base < self.floor else Verdict.CLEAN
+        verdict = Verdict.REASSERT if base < self.floor or base < self._known_from else Verdict.CLEAN
         above = self._above(base)
         own = origin << _ORIGIN_SHIFT
         get = self._recent.get
@@ -182,7 +196,8 @@ class Certifier:
                 if table.whole >= above and (table.whole & _ORIGIN_MASK != own or table.whole & 1):
                     verdict = Verdict.REASSERT
             for table in self._met(wild):
-                if any(last > base and writer != own for writer, last in table.touched.items()):
+                touches = (*table.touched.items(), *table.stated.items())
+                if any(last > base and writer != own for writer, last in touches):
                     verdict = Verdict.REASSERT
         if verdict is Verdict.REASSERT and not self._crossed(origin, base, tables):
             # Its own writer was re-asserted only because a rebuild could not know better.
@@ -201,10 +216,10 @@ class Certifier:
     ) -> None:
         """Makes the unit at `index` the last writer of its keys."""
         writer = index << _INDEX_SHIFT | origin << _ORIGIN_SHIFT | (verdict is not Verdict.CLEAN)
-        self._recent.update(dict.fromkeys(_unpack(keys), writer))
+        hashes = _unpack(keys)
+        self._recent.update(dict.fromkeys(hashes, writer))
         self._recent_last = index
-        if len(self._recent) >= GENERATION:
-            self._rotate()
+        self._entered += len(hashes)
         self._touch(writer, base, tables, wild)
 
     def enter_large(
@@ -220,18 +235,74 @@ class Certifier:
         """`enter` for a unit in parts; its keys may stay in the arrays given: sorted, none much above SEGMENT keys."""
         writer = index << _INDEX_SHIFT | origin << _ORIGIN_SHIFT | (verdict is not Verdict.CLEAN)
         arrays = list(keys)
+        self._entered += sum(map(len, arrays))
         if sum(map(len, arrays)) <= GENERATION:
             for each in arrays:
                 self._recent.update(dict.fromkeys(each, writer))
             self._recent_last = index
         else:
             # The recent generation is looked at first, so what was written before this unit goes below it.
-            self._rotate()
-            self._segments += [_Segment(each, writer, index) for each in arrays]
+            self._rotate(None)
+            for each in arrays:
+                self.runs.add(each, writer, index)
+            self._large = True
         self._touch(writer, base, tables, wild)
 
-    def certify_ddl(self, index: int, origin: int, base: int, tables: Iterable[TableName]) -> Verdict:
-        """Judges a statement and enters it as a write of its tables.
+    def tend(self, memo: Callable[[], Memo] | None = None) -> None:
+        """Makes room for new keys. Call it between any two entries; ``memo`` takes what else the state is there, to
+        start from later (None: it is not worth it).
+
+        Raises:
+            Damaged: a run's file is, see `runs`.
+        """
+        if len(self._recent) >= GENERATION or self._large:
+            self._large = False
+            self._rotate(None if memo is None else memo())
+        if self.runs:
+            floors = [self.floor, *self.runs.floors]
+            if self._memo is not None:
+                floors.append(self._memo.floor)
+            self.runs.tend(self._entered, (min(floors) + 1) << _INDEX_SHIFT)
+        self._entered = 0
+
+    def put_by(self, memo: Callable[[], Memo]) -> None:
+        """Puts all keys into runs and keeps a memo at once: what took long to be read is not to be read again."""
+        if self.runs:
+            self._rotate(None)
+            self._rotate(None)
+            self.runs.remember(memo())
+
+    @property
+    def tables(self) -> list[Any]:
+        """What is known of each table that was touched above the floor: schema, table, and the value of each slot, a
+        dictionary as pairs."""
+        return [
+            (*name, *[_pairs(getattr(table, slot)) for slot in _Table.__slots__])
+            for name, table in self._tables.items()
+            if table.last > self.floor
+        ]
+
+    def restore(self, floor: int, tables: Iterable[Sequence[Any]]) -> None:
+        """Makes it what it was when `floor` and `tables` were read, but for keys. Lists may be in place of tuples."""
+        self.floor = floor
+        self._tables = {}
+        for schema, name, *values in tables:
+            table = self._table((schema, name))
+            for slot, value in zip(_Table.__slots__, values, strict=True):
+                setattr(table, slot, value if isinstance(value, int) else _dictionary(value))
+
+    def certify_ddl(
+        self,
+        index: int,
+        origin: int,
+        base: int,
+        tables: Iterable[TableName],
+        *,
+        commutes: bool = False,
+        repetition: int = 0,
+    ) -> Verdict:
+        """Judges a statement and enters it as a write of its tables, unless it ``commutes`` with rows. ``repetition``:
+        see `mysqlraft.binlog.repeating`.
 
         CONFLICT: another site changed one of the tables at the same time. REASSERT: it is raced. Both are the same at
         every site for a statement with a base of at least `floor`, as all are that do not only rebuild the map.
@@ -239,27 +310,50 @@ class Certifier:
         tables = tuple(tables)
         above = self._above(base)
         own = origin << _ORIGIN_SHIFT
-        verdict = Verdict.REASSERT if self._crossed(origin, base, tables) else Verdict.CLEAN
-        if any(table.statement >= above and table.statement & _ORIGIN_MASK != own for table in self._met(tables)):
+        # Another site's statement that may stand beside it is no reason to run it again.
+        verdict = Verdict.REASSERT if self._crossed(origin, base, tables, by_statements=False) else Verdict.CLEAN
+        if any(self._meets(table, origin, above >> _INDEX_SHIFT, repetition) for table in self._met(tables)):
             verdict = Verdict.CONFLICT
         writer = index << _INDEX_SHIFT | own | (verdict is not Verdict.CLEAN)
-        self._touch(writer, base, tables, tables)
+        if not commutes:
+            self._touch(writer, base, tables, tables, statement=True)
         for name in tables:
-            self._tables[name].statement = writer
+            table = self._table(name)
+            table.statement = writer
+            if not commutes:
+                table.redefined = writer
+            if len(table.statements) >= _STATEMENTS:
+                table.statements = {one: last for one, last in table.statements.items() if last > self.floor}
+            table.statements[repetition, origin] = index
         return verdict
 
-    @property
-    def crossed(self) -> list[tuple[str, str | None, int, int]]:
-        """Schema, table, origin and index of the last crossed unit of each, above the floor."""
-        return [
-            (*name, origin, last)
-            for name, table in self._tables.items()
-            for origin, last in table.crossed.items()
-            if last > self.floor
-        ]
+    def _meets(self, table: _Table, origin: int, first: int, repetition: int) -> bool:
+        """Whether another origin's statement from log index `first` on may not be run beside this one.
 
-    @crossed.setter
-    def crossed(self, stored: Iterable[tuple[str, str | None, int, int]]) -> None:
+        The same one may. Another one that only makes what is not there may, if one of the two sites is known to have
+        run both: then what either makes is there before the other's comes, and nothing was done to it.
+        """
+        for other, who in self._others(table, origin, first, repetition):
+            both_make = other & repetition & ONLY_MAKES
+            known = (other, origin), (repetition, who)
+            if not both_make or all(table.statements.get(one, 0) <= self.floor for one in known):
+                return True
+        return False
+
+    def _others(self, table: _Table, origin: int, first: int, repetition: int) -> Iterator[tuple[int, int]]:
+        """`repetition` and origin of the other statements of other origins from log index `first` on."""
+        for (other, who), last in table.statements.items():
+            if last >= first and who != origin and not (other and other == repetition):
+                yield other, who
+
+    def alone(self, origin: int, base: int, tables: Iterable[TableName], repetition: int) -> bool:
+        """Whether the origin knew all statements on these tables that are in the log, but for the same as this one."""
+        first = max(base, self.floor) + 1
+        return not any(True for table in self._met(tables) for _ in self._others(table, origin, first, repetition))
+
+    def restore_crossed(self, stored: Iterable[tuple[str, str | None, int, int]]) -> None:
+        """Schema, table, origin and index of the last crossed unit of each above the floor: what the formats before
+        stored instead of `tables`."""
         for table in self._tables.values():
             table.crossed.clear()
         for schema, name, origin, last in stored:
@@ -269,7 +363,7 @@ class Certifier:
         """(key, index, origin) of each last writer that a unit conflicts with; ask before `enter`."""
         above = self._above(base)
         found = []
-        generations: list[dict[int, int] | _Segment] = [self._recent, *self._generations_above(base)]
+        generations: list[dict[int, int] | Run] = [self._recent, *self._generations_above(base)]
         for key in _unpack(keys):
             writer = max([generation.get(key) or 0 for generation in generations])
             if writer >= above and (other := (writer & _ORIGIN_MASK) >> _ORIGIN_SHIFT) != origin:
@@ -285,34 +379,44 @@ class Certifier:
             self._recent = {}
         if self._older and self._older_last <= floor:
             self._older = {}
-        if self._segments:
-            self._segments = [segment for segment in self._segments if segment.last > floor]
+            self._memo = None
+        if self.runs:
+            self._forget_runs()
         if len(self._tables) > self._trim_at:
-            self._tables = {
-                name: table for name, table in self._tables.items() if max(table.touched.values(), default=0) > floor
-            }
+            self._tables = {name: table for name, table in self._tables.items() if table.last > floor}
             self._trim_at = max(_TABLES, 2 * len(self._tables))
+
+    def _forget_runs(self) -> None:
+        if self.runs.last <= self.floor:
+            self.runs.discard()
+            self._memo = None
+        else:
+            # A start from the memo goes on with the floor of then.
+            self.runs.forget(self.floor if self._memo is None else min(self.floor, self._memo.floor))
 
     def _above(self, base: int) -> int:
         """The least writer that a unit with this base did not know. Those up to the floor may be held or forgotten,
         after a restart others than before it, so none of them counts."""
         return (max(base, self.floor) + 1) << _INDEX_SHIFT
 
-    def _generations_above(self, base: int) -> list[dict[int, int] | _Segment]:
+    def _generations_above(self, base: int) -> list[dict[int, int] | Run]:
         """The generations before the recent one that hold an index above `base`."""
-        found: list[dict[int, int] | _Segment] = []
+        found: list[dict[int, int] | Run] = []
         if self._older_last > base and self._older:
             found.append(self._older)
-        if self._segments:
-            found += [segment for segment in self._segments if segment.last > base]
+        if self.runs:
+            found += self.runs.above(base)
         return found
 
-    def _rotate(self) -> None:
-        if self._older and self._older_last > self.floor:
+    def _rotate(self, memo: Memo | None) -> None:
+        if self._older:
             keys = array("Q", sorted(self._older))
-            writers = array("Q", map(self._older.__getitem__, keys))
-            self._segments.append(_Segment(keys, writers, self._older_last))
-        self._older, self._older_last = self._recent, self._recent_last
+            self.runs.add(keys, array("Q", map(self._older.__getitem__, keys)), self._older_last)
+        if self.runs:
+            self.runs.write()
+        if self._memo is not None:
+            self.runs.remember(self._memo)
+        self._older, self._older_last, self._memo = self._recent, self._recent_last, memo
         self._recent = {}
 
     def _table(self, name: TableName) -> _Table:
@@ -335,7 +439,7 @@ class Certifier:
             if table is not None:
                 yield table
 
-    def _crossed(self, origin: int, base: int, names: Iterable[TableName]) -> bool:
+    def _crossed(self, origin: int, base: int, names: Iterable[TableName], *, by_statements: bool = True) -> bool:
         """Whether an R at the origin may have written to one of the tables above `base`: the same at every site."""
         if base < self.floor:
             return True
@@ -343,44 +447,61 @@ class Certifier:
         for table in self._met(names):
             if table.crossed.get(origin, 0) > base:
                 return True
-            for writer, last in table.touched.items():
-                if last > base and writer & ~1 != own:
-                    return True
+            touches = [table.touched, table.stated] if by_statements else [table.touched]
+            if any(last > base and writer & ~1 != own for each in touches for writer, last in each.items()):
+                return True
         return False
 
-    def _touch(self, writer: int, base: int, names: Iterable[TableName], wild: Iterable[TableName]) -> None:
+    def _touch(
+        self,
+        writer: int,
+        base: int,
+        names: Iterable[TableName],
+        wild: Iterable[TableName],
+        *,
+        statement: bool = False,
+    ) -> None:
         """Enters a writer of these tables, of all rows of the wild ones."""
         names = tuple(names)
         wild = frozenset(wild)
         index, own = writer >> _INDEX_SHIFT, writer & _ORIGIN_MASK
         above = (base + 1) << _INDEX_SHIFT
-        crossed = self._crossed(own >> _ORIGIN_SHIFT, base, names)
+        # A clean statement is never run again at its origin, though another site's same one may lie above its base.
+        crossed = bool(writer & 1) if statement else self._crossed(own >> _ORIGIN_SHIFT, base, names)
         for name in names:
             whole = name in wild or base < self.floor
             if crossed and not whole:
                 # A statement that it did not know may have made a unique key.
                 whole = any(
-                    table.statement >= above and (table.statement & _ORIGIN_MASK != own or table.statement & 1)
+                    table.redefined >= above and (table.redefined & _ORIGIN_MASK != own or table.redefined & 1)
                     for table in self._met((name,))
                 )
             table = self._table(name)
-            table.touched[writer & (_ORIGIN_MASK | 1)] = index
+            (table.stated if statement else table.touched)[writer & (_ORIGIN_MASK | 1)] = index
             if crossed:
                 table.crossed[own >> _ORIGIN_SHIFT] = index
             if whole:
                 table.whole = writer
 
 
+def _pairs(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, dict) else value
+
+
+def _dictionary(pairs: Iterable[Sequence[Any]]) -> dict[Any, Any]:
+    return {tuple(key) if isinstance(key, list) else key: value for key, value in pairs}
+
+
 def sorted_keys(parts: Iterable[bytes]) -> Iterable[array[int]]:
-    """The keys of a large unit's parts in sorted arrays of about SEGMENT keys each."""
+    """The keys of a large unit's parts in sorted arrays of about SEGMENT keys each, none twice in one."""
     pending = array("Q")
     for keys in parts:
         pending.frombytes(keys)
         if len(pending) >= SEGMENT:
-            yield array("Q", sorted(pending))
+            yield array("Q", sorted(set(pending)))
             pending = array("Q")
     if pending:
-        yield array("Q", sorted(pending))
+        yield array("Q", sorted(set(pending)))
 
 
 def _unpack(keys: bytes) -> Sequence[int]:

@@ -8,25 +8,19 @@ apply's sessions, or it does not: both servers write a statement to the binlog t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 import msgpack
 
+from mysqlraft.binlog.collations import Collations
 from mysqlraft.binlog.commuting import commutes as statement_commutes
-from mysqlraft.binlog.compression import unpack
-from mysqlraft.binlog.dump import DumpConnection, LargeEvent
-from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, EventType, query, rotate
 from mysqlraft.binlog.statements import classify
 from mysqlraft.mysql.connection import Session, StatementError, version_numbers
-from mysqlraft.mysql.finding import identifier
 from mysqlraft.mysql.schema import SCHEMA, quoted
+from mysqlraft.replication.binlog_statements import OpenDump, statements_after
 from mysqlraft.replication.entry import Ddl
 from mysqlraft.replication.filters import TableFilter
-
-OpenDump = Callable[[], DumpConnection]
-"""Opens a dump connection with a server id that no other replica of this server has."""
+from mysqlraft.replication.statement_session import prepare
 
 
 class Intent(NamedTuple):
@@ -39,14 +33,21 @@ class Intent(NamedTuple):
 
 _NAMES_ITS_SCHEMA = frozenset(("CREATE DATABASE", "CREATE SCHEMA", "DROP DATABASE", "DROP SCHEMA"))
 """Their event in the binlog calls the schema that they name the default one, and it need not exist here."""
-_NO_SUCH_SCHEMA = 1049
-_TRANSACTION = (b"BEGIN", b"COMMIT", b"ROLLBACK", b"SAVEPOINT", b"XA")
+_UNUSABLE_SCHEMA = (1049, 1044)
+"""It does not exist at this site, or the account has no business in it."""
+_NOT_ALL_FOUND = (1051, 4091, 4092)
+"""No such table, sequence, view."""
+
+
+def binlog_end_query(session: Session) -> str:
+    """The statement whose answer begins with file and offset where the server's binlog ends."""
+    renamed = not session.mariadb and version_numbers(session.version) >= (8, 2)
+    return "SHOW BINARY LOG STATUS" if renamed else "SHOW MASTER STATUS"
 
 
 def binlog_end(session: Session) -> tuple[str, int]:
     """File and offset where the server's binlog ends."""
-    renamed = not session.mariadb and version_numbers(session.version) >= (8, 2)
-    rows = session.query("SHOW BINARY LOG STATUS" if renamed else "SHOW MASTER STATUS")
+    rows = session.query(binlog_end_query(session))
     return str(rows[0][0]), int(rows[0][1])
 
 
@@ -64,12 +65,12 @@ def store_intent(session: Session, intent: Intent) -> None:
 
 def changes_rows(ddl: Ddl) -> bool:
     """Whether running it a second time at its origin makes sense: it changes rows, and nothing else."""
-    return classify(ddl.statement, ddl.schema).verb.startswith("TRUNCATE")
+    return classify(ddl.text, ddl.schema).verb.startswith("TRUNCATE")
 
 
 def commutes(ddl: Ddl) -> bool:
     """Whether it may stand before or after rows of its tables alike."""
-    return statement_commutes(ddl.statement, ddl.schema)
+    return statement_commutes(ddl.text, ddl.schema)
 
 
 def concerns(session: Session, ddl: Ddl, replicated: TableFilter) -> bool:
@@ -78,7 +79,7 @@ def concerns(session: Session, ddl: Ddl, replicated: TableFilter) -> bool:
     Only a server that has the trigger can tell the table of a DROP TRIGGER, and its origin does not have it any more.
     If the trigger was on a table that the filter leaves out, it was never made here, or is another one.
     """
-    what = classify(ddl.statement, ddl.schema)
+    what = classify(ddl.text, ddl.schema)
     if what.verb != "DROP TRIGGER" or replicated.all_of(what.objects[0][0]):
         return True
     schema, trigger = what.tables[0]
@@ -98,20 +99,29 @@ def run(session: Session, ddl: Ddl) -> None:
         StatementError: the server refuses it.
         SessionLost: the connection broke; whether it ran is unknown.
     """
-    settings = [f"SET SESSION {name} = {_value(value)}" for name, value in ddl.context.items()]
-    if settings:
-        session.run([setting.encode() for setting in settings])
-    if ddl.schema and classify(ddl.statement, ddl.schema).verb not in _NAMES_ITS_SCHEMA:
-        try:
-            session.run([f"USE {identifier(ddl.schema)}".encode()])
-        except StatementError as error:
-            if error.code != _NO_SUCH_SCHEMA or any(not schema for schema, _ in classify(ddl.statement, "").objects):
-                raise
-            # The session's schema is not replicated, and what the statement is about is not in it. Any other name
-            # without a schema is to be found missing, not in the schema of the statement before.
-            session.run([f"USE {SCHEMA}".encode()])
+    schema = ddl.schema
+    if classify(ddl.text, schema).verb in _NAMES_ITS_SCHEMA:
+        schema = ""
+    try:
+        prepare(session, schema, ddl.context)
+    except StatementError as error:
+        if error.code not in _UNUSABLE_SCHEMA or any(not schema for schema, _ in classify(ddl.text, "").objects):
+            raise
+        # The session's schema is not replicated, and what the statement is about is not in it. Any other name
+        # without a schema is to be found missing, not in the schema of the statement before.
+        prepare(session, SCHEMA, ddl.context)
     # The bytes of the origin's binlog, in the character set that the context names.
-    session.run([ddl.statement.encode("utf-8", "surrogateescape")])
+    try:
+        session.run_foreign(ddl.statement)
+    except StatementError as error:
+        # MariaDB drops what it finds of a list, also at the origin, says that there was more in it, and logs it all.
+        if not (session.mariadb and error.code in _NOT_ALL_FOUND and _drops_several(ddl)):
+            raise
+
+
+def _drops_several(ddl: Ddl) -> bool:
+    what = classify(ddl.text, ddl.schema)
+    return what.verb.startswith("DROP ") and len(what.objects) > 1
 
 
 def has_run(session: Session, ddl: Ddl, intent: Intent, open_dump: OpenDump) -> bool:
@@ -121,39 +131,12 @@ def has_run(session: Session, ddl: Ddl, intent: Intent, open_dump: OpenDump) -> 
         PositionLost: the server no longer has that part of its binlog.
         ConnectionLost: it broke; try again.
     """
-    end = binlog_end(session)
-    file = intent.file
-    if (file, intent.offset) == end:
-        return False
-    wanted = classify(ddl.statement, ddl.schema)
-    dump = open_dump()
-    try:
-        dump.start_at(intent.file, intent.offset)
-        while True:
-            for event in dump.batch():
-                if isinstance(event, LargeEvent):
-                    for _ in event.chunks():
-                        pass
-                    continue
-                kind = event[4]
-                if kind == EventType.ROTATE:
-                    file = rotate(event)[0]
-                elif kind in (EventType.QUERY, EventType.MARIADB_QUERY_COMPRESSED):
-                    found = query(event[HEADER:])
-                    text = unpack(found.statement) if kind == EventType.MARIADB_QUERY_COMPRESSED else found.statement
-                    if found.thread_id == APPLY_THREAD_ID and not text.upper().startswith(_TRANSACTION):
-                        # The server may have put it into other words.
-                        ran = classify(text.decode("utf-8", "surrogateescape"), found.schema)
-                        if (ran.verb, ran.objects) == (wanted.verb, wanted.objects):
-                            return True
-                position = int.from_bytes(event[13:17], "little")
-                if file == end[0] and position >= end[1]:
-                    return False
-    finally:
-        dump.close()
-
-
-def _value(value: object) -> str:
-    if isinstance(value, str) and not re.fullmatch(r"\d+\.\d+", value):
-        return quoted(value)
-    return str(value)
+    wanted = classify(ddl.text, ddl.schema)
+    collations = Collations(session.query)
+    for logged in statements_after(open_dump, intent.file, intent.offset, binlog_end(session)):
+        if logged.by_apply:
+            # The server may have put it into other words.
+            ran = classify(logged.text(collations, mariadb=session.mariadb), logged.event.schema)
+            if (ran.verb, ran.objects) == (wanted.verb, wanted.objects):
+                return True
+    return False

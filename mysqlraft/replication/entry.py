@@ -1,8 +1,9 @@
 """The payload of a Raft entry: what the origin encodes once and every site decodes.
 
 A payload is one msgpack array. Row images travel as the raw bytes of the origin's binlog, so every column type
-survives exactly; only row keys were ever looked at. The format carries a version, and a payload of another version
-is refused, never guessed at.
+survives exactly; only row keys were ever looked at. The format carries a version: this module writes `VERSION`, reads
+that and `OLDEST`, and refuses any other one. Within a version new fields are appended to arrays: a reader gives a field
+that is absent its default, and refuses one that it does not know.
 
     [version, kind, flavour, base, resume, done, body]
 
@@ -11,27 +12,37 @@ is refused, never guessed at.
     OPEN   None             a session starts: capture will read from `resume` (ignored if the state holds a position)
     UNITS  [tables, units]  whole units, one per local transaction
     PART   [tables, units, number, last]   one part of a single unit too large for one entry
-    DDL    [tables, statement, schema, context, committed_at]
+    DDL    [tables, statement, schema, context, committed_at, reading, parts, made]
     MARK   None             an empty unit: moves base and position of an idle site
 
+    made   = [version, [[schema, name, definition], ...]], or None
+    statement = bytes       as in the binlog; version 2 held them as text
     table  = bytes          a TABLE_MAP event's body from after its flags: the schema name's length byte onwards
     unit   = [base, committed_at, keys, changes, wild]
-    change = [table number, kind, layout, count, images]
+    change = [table number, kind, layout, count, images, piece, pieces]   the last two only of a row in pieces
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 
-VERSION = 2
+VERSION = 3
+OLDEST = 2
+"""The log may still hold payloads of this version, which the mysqlraft before wrote."""
+_TEXT = "surrogateescape"
+"""How msgpack carries text that is no UTF-8: as the bytes that it is."""
 
 
 class PayloadError(ValueError):
-    """A payload that this version cannot read: another version, or not a payload at all."""
+    """What is no payload."""
+
+
+class OtherVersion(PayloadError):
+    """A payload of a version that this mysqlraft does not read."""
 
 
 class PayloadKind(IntEnum):
@@ -61,13 +72,22 @@ class Position:
 
     ``file``/``offset`` always name it; ``gtids`` is the set executed up to there (MySQL: gtid_executed form,
     MariaDB: gtid_binlog_pos form), empty when the server has no GTIDs. ``identity`` tells the file of `Payload.done`
-    from another one of the same name, "" if it is not known (`mysqlraft.binlog.dump.file_identity`).
+    from another one of the same name, "" if it is not known (`mysqlraft.binlog.dump.file_identity`). ``passed``,
+    ``begun``: as in `mysqlraft.binlog.position.StreamPosition`.
     """
 
     file: str
     offset: int
     gtids: str = ""
     identity: str = ""
+    passed: str = ""
+    begun: str = ""
+
+    @property
+    def fields(self) -> tuple[object, ...]:
+        """As they are in a payload and in the replicated state."""
+        whole = (self.file, self.offset, self.gtids, self.identity)
+        return (*whole, self.passed, self.begun) if self.passed or self.begun else whole
 
 
 @dataclass(slots=True)
@@ -76,6 +96,7 @@ class Change:
 
     ``layout`` is the rows event's column count (length-encoded integer) and column bitmaps (two for an update),
     ``images`` the row images after it, ``count`` how many rows they hold (an update's two images are one row).
+    ``piece``, ``pieces``: of one row in pieces, which of how many this is (`mysqlraft.replication.pieces`).
     """
 
     table: int
@@ -83,6 +104,14 @@ class Change:
     layout: bytes
     count: int
     images: bytes
+    piece: int = 0
+    pieces: int = 1
+
+    @property
+    def fields(self) -> tuple[object, ...]:
+        """As they are in a payload."""
+        whole = (self.table, self.kind, self.layout, self.count, self.images)
+        return whole if self.pieces == 1 else (*whole, self.piece, self.pieces)
 
 
 @dataclass(slots=True)
@@ -103,19 +132,44 @@ class Unit:
 
 
 @dataclass(slots=True)
+class Made:
+    """What a statement's objects were after it at its origin, whose server says that it is of this version: schema,
+    name and `mysqlraft.mysql.definitions.definition_of` of each."""
+
+    version: str
+    definitions: list[tuple[str, str, str]]
+
+
+@dataclass(slots=True)
 class Ddl:
     """A statement that changes the schema.
 
     ``tables``: (schema, table) of all it may touch, table None for anything in the schema. ``schema``: the session's
     default schema ("" for none). ``context``: the session variables under which it ran, name -> value, as the binlog's
-    status variables say.
+    status variables say. ``statement``: the bytes of the binlog, in the character set that ``context`` names.
+    ``reading``: what they say to the origin's server, "" if they are UTF-8. ``parts``: how many PARTs before it hold
+    the rows of the table as the statement has left them, to be written after it. ``made``: what it made, if that is
+    known.
     """
 
     tables: list[tuple[str, str | None]]
-    statement: str
+    statement: bytes
     schema: str
     context: dict[str, Any]
     committed_at: int
+    reading: str = ""
+    parts: int = 0
+    made: Made | None = None
+
+    @property
+    def text(self) -> str:
+        """The statement, to be parsed: bytes that are no text are surrogates."""
+        return self.reading or self.statement.decode("utf-8", "surrogateescape")
+
+    @property
+    def shown(self) -> str:
+        """The statement, for people."""
+        return self.reading or self.statement.decode("utf-8", "backslashreplace")
 
 
 @dataclass(slots=True)
@@ -147,7 +201,7 @@ class Payload:
                     unit.base,
                     unit.committed_at,
                     unit.keys,
-                    [(c.table, c.kind, c.layout, c.count, c.images) for c in unit.changes],
+                    [change.fields for change in unit.changes],
                     unit.wild,
                 )
                 for unit in self.units
@@ -158,68 +212,155 @@ class Payload:
         elif self.kind is PayloadKind.DDL:
             assert self.ddl is not None
             ddl = self.ddl
-            body = (ddl.tables, ddl.statement, ddl.schema, ddl.context, ddl.committed_at)
-        resume = self.resume
+            made = None if ddl.made is None else (ddl.made.version, ddl.made.definitions)
+            body = (
+                *(ddl.tables, ddl.statement, ddl.schema, ddl.context, ddl.committed_at, ddl.reading, ddl.parts),
+                made,
+            )
         packed: bytes = msgpack.packb(
             (
                 VERSION,
                 self.kind,
                 self.flavour,
                 self.base,
-                (resume.file, resume.offset, resume.gtids, resume.identity),
+                self.resume.fields,
                 self.done,
                 body,
-            )
+            ),
+            unicode_errors=_TEXT,
         )
         return packed
 
 
-def kind_of(data: bytes) -> PayloadKind:
-    """The kind of a payload, without decoding the rest.
-
-    Raises:
-        PayloadError: the bytes are no payload, or one of another version.
-    """
-    if data[:2] != _BEGINNING:
-        return decode(data).kind
-    try:
-        return PayloadKind(data[2])
-    except (IndexError, ValueError) as error:
-        raise PayloadError(f"not a payload: {error}") from None
+def kind_of(data: bytes) -> PayloadKind | None:
+    """The kind of a payload, without decoding the rest; None for what may be none that this version can read."""
+    if len(data) < 3 or data[0] & 0xF0 != _SHORT_ARRAY or data[2] > max(PayloadKind):
+        return None
+    return PayloadKind(data[2])
 
 
-_BEGINNING = msgpack.packb((VERSION, *[None] * 6))[:2]
-"""An array of seven, and the version."""
+_SHORT_ARRAY = 0x90
+"""msgpack's mark of an array of up to 15 fields, of which each small number is one byte."""
 
 
 def decode(data: bytes) -> Payload:
-    """The inverse of `Payload.encode`.
+    """The inverse of `Payload.encode`. Whatever it returns has the types and ranges that it should have.
 
     Raises:
-        PayloadError: the bytes are no payload, or one of another version.
+        OtherVersion: a payload of another version.
+        PayloadError: the bytes are no payload.
     """
     try:
-        version, *rest = msgpack.unpackb(data)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        version, *fields = msgpack.unpackb(data, unicode_errors=_TEXT)
+        if type(version) is int and version not in (OLDEST, VERSION) and 0 < version < 128:
+            raise OtherVersion(
+                f"payload version {version}; this mysqlraft reads versions {OLDEST} to {VERSION}: upgrade it"
+            )
+        return _payload(version, *fields)
+    except OtherVersion:
+        raise
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError, msgpack.UnpackException) as error:
         raise PayloadError(f"not a payload: {error}") from None
-    if version != VERSION:
-        raise PayloadError(f"payload version {version!r}; this mysqlraft reads version {VERSION}: upgrade it")
-    try:
-        kind, flavour, base, resume, done, body = rest
-        payload = Payload(PayloadKind(kind), Flavour(flavour), base, Position(*resume), (done[0], done[1]))
-        if payload.kind in (PayloadKind.UNITS, PayloadKind.PART):
-            payload.tables = body[0]
-            payload.units = [
-                Unit(
-                    base, at, keys, [Change(t, ChangeKind(k), lay, n, images) for t, k, lay, n, images in changes], wild
-                )
-                for base, at, keys, changes, wild in body[1]
-            ]
-            if payload.kind is PayloadKind.PART:
-                payload.part, payload.last = body[2], body[3]
-        elif payload.kind is PayloadKind.DDL:
-            tables, *rest = body
-            payload.ddl = Ddl([(schema, table) for schema, table in tables], *rest)
-    except (ValueError, TypeError, IndexError) as error:
-        raise PayloadError(f"not a payload: {error}") from None
+
+
+_YEAR_9999 = 253_370_764_800_000_000
+"""Microseconds since 1970. Later moments can be stored nowhere."""
+
+
+def _payload(
+    version: int, kind: int, flavour: int, base: int, resume: list[Any], done: list[Any], body: Any
+) -> Payload:
+    file, offset = done
+    payload = Payload(PayloadKind(kind), Flavour(flavour), base, Position(*resume), (file, offset))
+    at = payload.resume
+    texts = (at.file, at.gtids, at.identity, at.passed, at.begun, file)
+    _check(_all(str, *texts) and _counts(version, base, at.offset, offset), "positions")
+    if payload.kind in (PayloadKind.UNITS, PayloadKind.PART):
+        tables, units, *part = body
+        payload.tables = tables
+        _check(type(tables) is list and _all(bytes, *tables), "tables")
+        payload.units = [
+            Unit(base, at, keys, [Change(table, ChangeKind(kind), *rest) for table, kind, *rest in changes], *more)
+            for base, at, keys, changes, *more in units
+        ]
+        # A piece is no last part.
+        piece = part[1:] == [False] and _is_piece(payload.units)
+        for unit in payload.units:
+            _check_unit(unit, len(tables), piece=piece)
+        if payload.kind is PayloadKind.PART:
+            payload.part, payload.last = part
+            _check(_counts(payload.part) and payload.last in (False, True) and len(payload.units) == 1, "part")
+        else:
+            _check(not part, "units")
+    elif payload.kind is PayloadKind.DDL:
+        tables, statement, *more = body
+        if version < 3:
+            statement = statement.encode("utf-8", _TEXT)
+        ddl = payload.ddl = Ddl([(schema, table) for schema, table in tables], statement, *more)
+        _check(
+            _all(bytes, ddl.statement)
+            and type(ddl.context) is dict
+            and all(type(value) in (int, str, list) for value in ddl.context.values())
+            and _all(str, ddl.schema, ddl.reading, *(schema for schema, _ in ddl.tables), *ddl.context)
+            and _all(str, *(table for _, table in ddl.tables if table is not None))
+            and _is_time(ddl.committed_at)
+            and _counts(ddl.parts),
+            "statement",
+        )
+        if ddl.made is not None:
+            made_by, definitions = cast(Any, ddl.made)
+            ddl.made = Made(made_by, [(schema, name, definition) for schema, name, definition in definitions])
+            _check(_all(str, made_by, *(text for row in ddl.made.definitions for text in row)), "definitions")
     return payload
+
+
+def _check_unit(unit: Unit, tables: int, *, piece: bool) -> None:
+    # For every unit of the log: comparisons in place, a third of the time that calls take.
+    if not (
+        type(unit.base) is int
+        and unit.base >= 0
+        and type(unit.committed_at) is int
+        and 0 <= unit.committed_at < _YEAR_9999
+        and type(unit.keys) is bytes
+        and not len(unit.keys) & 7
+    ):
+        raise ValueError("its unit cannot be")
+    for change in unit.changes:
+        if not (
+            type(change.table) is int
+            and 0 <= change.table < tables
+            and type(change.layout) is bytes
+            and type(change.count) is int
+            and change.count >= 0
+            and type(change.images) is bytes
+            and (piece or change.pieces == 1)
+        ):
+            raise ValueError("its change cannot be")
+    if unit.wild:
+        _check(_counts(*unit.wild) and max(unit.wild) < tables, "unit")
+
+
+def _is_piece(units: list[Unit]) -> bool:
+    """Whether it is a piece of a row, and one that can be."""
+    if len(units) != 1 or len(units[0].changes) != 1:
+        return False
+    change = units[0].changes[0]
+    return _counts(change.piece, change.pieces) and change.piece < change.pieces and change.count == 1
+
+
+def _check(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"its {what} cannot be")
+
+
+def _all(kind: type, *values: object) -> bool:
+    return all(type(value) is kind for value in values)
+
+
+def _counts(*values: object) -> bool:
+    """Whether they are whole numbers from 0 on."""
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _is_time(value: object) -> bool:
+    return type(value) is int and 0 <= value < _YEAR_9999

@@ -14,11 +14,12 @@ Order of a start
 4. Apply goes on. When it passes the OPEN, accepted, `Capture` starts at the position that the state holds there, once
    every table can be replicated.
 
-A session that another one supersedes, or whose OPEN is not accepted because a greater one was on its way, is followed
-by a new one.
+A session is followed by a new one if another supersedes it, if its OPEN is not accepted because a greater one was on
+its way, if it is void because this site broke the protocol, and if capture lost the server in the middle of a unit.
 
-Whatever capture or apply cannot get over ends the process with `EXIT_STOPPED`, the reason having been reported. What
-may pass by itself they retry themselves.
+What apply cannot get over ends the process with `EXIT_STOPPED`, the reason having been reported. What capture cannot
+get over ends capture: the reason is reported, and apply goes on, for this site is to see what others do whatever its
+own binlog holds. What may pass by itself they retry themselves.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
@@ -50,21 +52,35 @@ from mysqlraft.admin.status import State
 from mysqlraft.binlog.dump import file_identity
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost
 from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.binlog.place import Place, TransactionStops
+from mysqlraft.binlog.position import file_number
 from mysqlraft.config import Config, ConfigError
-from mysqlraft.ipc import EXIT_STOPPED, Link, LogReader, SessionOver
-from mysqlraft.mysql import account
+from mysqlraft.failures import Failures
+from mysqlraft.ipc import (
+    BEAT_SECONDS,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    NOTHING_SKIPPED,
+    Link,
+    LogReader,
+    SessionOver,
+    SkipLists,
+)
+from mysqlraft.memory import give_large_blocks_back
+from mysqlraft.mysql import account, opening
 from mysqlraft.mysql.finding import Finding
 from mysqlraft.mysql.preflight import any_case, inspect
 from mysqlraft.replication.apply import Applier, ApplyState
-from mysqlraft.replication.capture import Capture, CaptureState, position_now
+from mysqlraft.replication.capture import Capture, CaptureState, UnitBroken, position_now
 from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, kind_of
 from mysqlraft.replication.filters import TableFilter
+from mysqlraft.replication.left_out import LeftOutRows
+from mysqlraft.replication.pending_rows import PendingRows
+from mysqlraft.replication.server_watch import TELL_AFTER
 from mysqlraft.replication.state import LogEntry, ReplicationState, Step, StepKind
 from mysqlraft.replication.table_guard import TableGuard
 
 logger = logging.getLogger("mysqlraft.replication.replica")
-
-EXIT_FAILED = 1
 
 REPORT_SECONDS = 0.5
 START_REPORT_SECONDS = 0.1
@@ -73,6 +89,10 @@ PREFLIGHT_SECONDS = 3.0
 GUARD_SECONDS = 1.0
 """How often tables that keep capture from going on are looked at again."""
 STOP_SECONDS = 5.0
+COUNT_SECONDS = 3600.0
+COUNT_PAUSE_SECONDS = 60.0
+VOID_IN_A_ROW = 3
+"""Sessions of this site that may be void without a unit between them."""
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -85,16 +105,26 @@ class Reader(IntEnum):
 
     CAPTURE = 0
     APPLY = 1
+    LOOK_AHEAD = 2
+    SCAN = 3
 
 
 def dump_server_id(cluster: str, site: int, reader: Reader) -> int:
     """A server id that no other server should have: from the upper quarter, by cluster and site."""
-    return 3 << 30 | (zlib.crc32(cluster.encode()) & 0x1FF_FFFF) << 5 | site << 1 | reader
+    return 3 << 30 | (zlib.crc32(cluster.encode()) & 0xFF_FFFF) << 6 | site << 2 | reader
+
+
+@dataclass(frozen=True, slots=True)
+class _CaptureStop:
+    """What capture's thread could not get over, and which transaction it is, if it is one."""
+
+    reason: str
+    place: Place | None
 
 
 @dataclass(slots=True)
 class _Failure:
-    """How capture's or apply's thread ended."""
+    """How apply's thread ended."""
 
     reason: str
     status: int
@@ -104,9 +134,16 @@ class Replica:
     """One life of the replica process."""
 
     def __init__(
-        self, settings: Config, link: Link, committed: LogReader, last_session: int, skipped: Sequence[int] = ()
+        self,
+        settings: Config,
+        link: Link,
+        committed: LogReader,
+        last_session: int,
+        applied_before: int = 0,
+        skips: SkipLists = NOTHING_SKIPPED,
     ) -> None:
-        """``skipped``: log indices of statements that are not to be run, beside those that the file names."""
+        """``last_session``, ``applied_before``: how far earlier replica processes have got. ``skips``: what is to be
+        gone past, beside the statements that the file names."""
         self._config = settings
         self._link = link
         self._committed = committed
@@ -124,37 +161,57 @@ class Replica:
         self._failure: _Failure | None = None
         self._wake = threading.Event()
         self._last_session = last_session
-        self._skipped = skipped
+        self._applied_before = applied_before
+        self._skips = skips
+        self._pending = PendingRows()
+        self._capture_stop: _CaptureStop | None = None
+        self._unfinished: set[Place] = set()
+        """Transactions that the server never finished. A new process finds out anew."""
+        self._capture_failures = Failures()
         self._session = 0
         self._accepted = False
-        self._conflicts_before = 0
+        self._conflicts_before: int | None = None
+        """Those in the history of before this process; None until they are counted."""
         self._checks: tuple[tuple[int, int], ...] = ()
         self._returned_index = 0
+        self._void: deque[tuple[int, int, str]] = deque(maxlen=8)
+        """(log index, origin, reason) of the last void sessions since this process began."""
+        self._void_index = self._void_in_a_row = 0
         self._returned = 0
         self._reasserted = 0
         self._under_way: deque[tuple[int, int]] = deque()
+        self._work: deque[int] = deque()
+        self._worked = 0
 
     def run(self) -> int:
         """Replicates until consensus asks for an end, or nothing more can be done; returns the exit status."""
         link = self._link
         link.window_bytes = self._config.capture.window_bytes
         link.start(self._wake.set)
+        self._thread("beat", self._beat)
         try:
             arguments = self._preflight()
         except Stopped:
             return 0
-        self._guard = TableGuard(ServerKeySource(partial(account.connect, self._config.server)), self._replicated)
+        survey = partial(account.connect, self._config.server, read_timeout=opening.SURVEY_SECONDS)
+        self._guard = TableGuard(ServerKeySource(survey), self._replicated)
         applier = self._applier = Applier(
             site=self._site,
             connect=arguments,
             log=self._committed,
             dump_server_id=dump_server_id(self._config.cluster.id, self._site, Reader.APPLY),
+            look_ahead_server_id=dump_server_id(self._config.cluster.id, self._site, Reader.LOOK_AHEAD),
+            pending=self._pending,
             batch_rows=self._config.apply.batch_rows,
             batch_bytes=self._config.apply.batch_bytes,
-            skip={*self._config.apply.skip, *self._skipped},
+            yield_after=self._config.apply.yield_after,
+            skip={*self._config.apply.skip, *self._skips.statements},
+            passed_over=self._passed_over,
             replicated=self._replicated,
+            applied_before=self._applied_before,
             on_ready=self._on_ready,
             on_step=self._on_step,
+            directory=self._config.data_dir / "certification",
         )
         applying = self._thread("apply", self._apply)
         while self._failure is None and not link.stopping.is_set():
@@ -172,10 +229,18 @@ class Replica:
         self._report()
         return self._failure.status if self._failure is not None else 0
 
+    def _passed_over(self) -> tuple[Place, ...]:
+        """The transactions of this site's binlog that capture leaves out."""
+        return (*(Place(*fields) for *fields, _ in self._skips.captured), *self._unfinished)
+
     def _thread(self, name: str, body: Any) -> threading.Thread:
         thread = threading.Thread(target=body, name=name, daemon=True)
         thread.start()
         return thread
+
+    def _beat(self) -> None:
+        while not self._link.stopping.wait(BEAT_SECONDS):
+            self._link.beat()
 
     def _fail(self, reason: str, status: int) -> None:
         if self._failure is None and not self._link.stopping.is_set():
@@ -191,7 +256,7 @@ class Replica:
         while True:
             try:
                 arguments = account.arguments(self._config.server)
-                connection = pymysql.connect(**arguments)
+                connection = opening.connect(**arguments, read_timeout=opening.SURVEY_SECONDS)
                 try:
                     self._any_case = any_case(connection)
                     self._replicated = TableFilter(
@@ -231,6 +296,7 @@ class Replica:
 
     def _on_ready(self, state: ReplicationState) -> None:
         """Apply has read where it is, and has not begun: this site's session is opened."""
+        self._thread("count", partial(self._count_conflicts, state.index))
         origin = state.origins[self._site]
         base, resume, done = origin.base, origin.resume, origin.done
         attempt = 0
@@ -238,9 +304,6 @@ class Replica:
             try:
                 connection = account.connect(self._config.server)
                 try:
-                    with connection.cursor() as cursor:
-                        cursor.execute("SELECT COUNT(*) FROM mysqlraft.conflicts")
-                        self._conflicts_before = int((cursor.fetchone() or (0,))[0])
                     if resume is None:
                         base, resume = self._beginning(connection, state.index)
                         done = (resume.file, resume.offset)
@@ -254,6 +317,22 @@ class Replica:
                 attempt += 1
         self._reason = "waiting until the log holds this site's session"
         self._open_session(state, Payload(PayloadKind.OPEN, self._flavour, base, resume, done))
+
+    def _count_conflicts(self, index: int) -> None:
+        """Counts the history up to a log index, which may take as long as the history is: nothing waits for it."""
+        while True:
+            try:
+                connection = account.connect(self._config.server, read_timeout=COUNT_SECONDS)
+                with closing(connection), connection.cursor() as cursor:
+                    # A snapshot held for that long would keep the server from purging.
+                    cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED")
+                    cursor.execute("SELECT COUNT(*) FROM mysqlraft.conflicts WHERE log_index <= %s", (index,))
+                    self._conflicts_before = int((cursor.fetchone() or (0,))[0])
+                return
+            except (pymysql.err.MySQLError, OSError, ConfigError) as error:
+                logger.warning("the conflict history is counted later reason=%r", _text(error))
+            if self._link.stopping.wait(COUNT_PAUSE_SECONDS):
+                return
 
     def _beginning(self, connection: Connection[Any], index: int) -> tuple[int, Position]:
         """Base and position where this new site's capture begins.
@@ -291,15 +370,25 @@ class Replica:
             assert payload is not None
             assert payload.ddl is not None
             self._guard.statement_ahead(entry.index, payload.ddl.tables)
+        if step.kind is not StepKind.NOTHING:
+            self._work.append(entry.index)
         if step.accepted and payload is not None and step.units:
             self._under_way.append((entry.index, step.units[0][0].committed_at))
+        if step.void and entry.index > self._void_index:
+            self._void_index = entry.index
+            logger.error("session void index=%d site=%d reason=%r", entry.index, entry.origin, step.void)
+            self._void.append((entry.index, entry.origin, step.void))
         if entry.origin != self._site or entry.index <= self._returned_index:
             return
         self._returned_index = entry.index
-        if entry.session == self._session:
+        if step.void:
+            if entry.session >= self._session:
+                self._session_void(step.void, state)
+        elif entry.session == self._session:
             if entry.sequence != 1:
                 if step.accepted and step.kind in (StepKind.UNITS, StepKind.LARGE):
                     self._returned += len(step.units)
+                    self._void_in_a_row = 0
             elif step.accepted:
                 self._accepted = True
                 self._start_capture(state)
@@ -310,12 +399,28 @@ class Replica:
             logger.warning("session superseded session=%d by=%d", self._session, entry.session)
             self._reopen(state)
 
+    def _session_void(self, reason: str, state: ReplicationState) -> None:
+        self._void_in_a_row += 1
+        if self._void_in_a_row < VOID_IN_A_ROW:
+            self._reopen(state)
+        else:
+            self._stop_capture(
+                f"what this site proposes breaks the protocol again and again: {reason}. This is a mistake in "
+                "mysqlraft: upgrade it, and report the log's last entries of this site (`mysqlraft log`). A reload "
+                "(SIGHUP) tries again",
+                None,
+            )
+
+    def _reopen_after(self, session: int, state: ReplicationState) -> None:
+        """The session's capture has ended, and needs another one."""
+        if session == self._session:
+            self._reopen(state)
+
     def _reopen(self, state: ReplicationState) -> None:
         """Ends this session's capture, and opens a greater session."""
         self._link.open_session(None)
-        if self._capture is not None and self._capture_thread is not None:
+        if self._capture is not None:
             self._capture.stop()
-            self._capture_thread.join()
             self._capture = None
         origin = state.origins[self._site]
         assert origin.resume is not None, "a session of this site was accepted"
@@ -325,20 +430,27 @@ class Replica:
         origin = state.origins[self._site]
         assert origin.resume is not None, "its OPEN has just been accepted"
         session = self._session
+        self._capture_stop = None
         capture = self._capture = Capture(
             account.arguments(self._config.server),
             self,
             CaptureState(origin.resume, origin.done, origin.base),
             session=session,
             server_id=dump_server_id(self._config.cluster.id, self._site, Reader.CAPTURE),
+            scan_server_id=dump_server_id(self._config.cluster.id, self._site, Reader.SCAN),
             replicated=self._replicated,
             position=self._config.capture.position,
             part_bytes=self._config.capture.part_bytes,
             mark_seconds=self._config.capture.mark_seconds,
+            skip=_ahead(self._skips, origin.resume),
+            left_out=LeftOutRows(),
+            unfinished=frozenset(self._unfinished),
+            pending=self._pending,
         )
         self._returned = 0
         self._wake.set()
-        self._capture_thread = self._thread("capture", lambda: self._run_capture(capture, session))
+        run = partial(self._run_capture, capture, session, self._capture_thread)
+        self._capture_thread = self._thread("capture", run)
         resume = origin.resume
         logger.info("capture starts file=%s offset=%d gtids=%s", resume.file, resume.offset, resume.gtids or "-")
 
@@ -352,25 +464,59 @@ class Replica:
         except (Stopped, SessionOver):
             return
         except Exception as error:
-            logger.exception("apply failed")
-            self._fail(f"apply failed: {type(error).__name__}: {error}", EXIT_FAILED)
+            logger.exception("apply failed after log index %d", applier.status.index)
+            self._fail(f"apply: internal error, {type(error).__name__}: {error}", EXIT_FAILED)
             return
         if applier.status.state is ApplyState.STOPPED:
             self._fail(applier.status.reason, EXIT_STOPPED)
 
-    def _run_capture(self, capture: Capture, session: int) -> None:
+    def _run_capture(self, capture: Capture, session: int, before: threading.Thread | None) -> None:
+        """``before``: the last session's capture, which may still wait for the server; both use guard and server id."""
         assert self._guard is not None
+        if before is not None:
+            before.join()
         try:
             # Before anything is read: rows without a primary key end capture, and the process with it.
             self._until_fit(session, self._guard.look)
             capture.run()
         except SessionOver:
             return
+        except UnitBroken as error:
+            logger.warning("session ends in the middle of a unit session=%d reason=%r", session, str(error))
+            if error.unfinished is not None:
+                self._unfinished.add(error.unfinished)
+            assert self._applier is not None
+            self._applier.ask(partial(self._reopen_after, session))
+        except TransactionStops as error:
+            place = error.place
+            self._stop_capture(
+                f"{error}. It is transaction {place} of this site's binlog. `mysqlraft skip --captured {place}` goes "
+                "on without it, once it is in a file; a reload (SIGHUP) tries it again",
+                place,
+            )
         except BinlogError as error:
-            self._fail(f"capture: {error}", EXIT_STOPPED)
+            self._stop_capture(str(error), None)
         except Exception as error:
             logger.exception("capture failed")
-            self._fail(f"capture failed: {type(error).__name__}: {error}", EXIT_FAILED)
+            why = f"internal error, {type(error).__name__}: {error}"
+            if self._capture_failures.failed(why, capture.status()["position"]):
+                self._stop_capture(
+                    f"{why}, {self._capture_failures.in_a_row} times in a row. The daemon's log says more. A reload "
+                    "(SIGHUP) tries again",
+                    None,
+                )
+                return
+            # Parts of a unit may have left, so it takes another session.
+            self._waits = State.RETRYING, f"capture: {why}"
+            if not self._link.stopping.wait(_PAUSES[min(self._capture_failures.in_a_row, len(_PAUSES)) - 1]):
+                assert self._applier is not None
+                self._applier.ask(partial(self._reopen_after, session))
+
+    def _stop_capture(self, reason: str, place: Place | None) -> None:
+        if not self._link.stopping.is_set():
+            self._capture_stop = _CaptureStop(reason, place)
+            logger.error("capture stopped reason=%r", reason)
+        self._wake.set()
 
     def propose(self, session: int, sequence: int, payload: bytes) -> None:
         """What capture proposes goes to the log, as long as every table can be replicated; apply learns that one may
@@ -404,7 +550,7 @@ class Replica:
             errors = look(self._applier.status.index)
         except (pymysql.err.MySQLError, OSError, ConfigError) as error:
             return State.RETRYING, f"the server at {account.where(self._config.server)}: {_text(error)}"
-        return (State.STOPPED, _reason(errors)) if errors else None
+        return (State.CAPTURE_STOPPED, _reason(errors)) if errors else None
 
     # Status
 
@@ -419,9 +565,19 @@ class Replica:
         if self._link.stopping.is_set():
             return State.STOPPING, "asked to stop"
         assert self._applier is not None
-        status = self._applier.status
-        if status.state is ApplyState.RETRYING:
-            return State.RETRYING, f"apply: {status.reason}"
+        status, watch = self._applier.status, self._applier.watch
+        if watch.silent > TELL_AFTER:
+            applying = f"the server at {account.where(self._config.server)} does not answer"
+        elif status.state is ApplyState.RETRYING:
+            applying = f"apply: {status.reason}"
+        elif watch.waits_for:
+            applying = "apply waits for a row that a transaction of the application holds"
+        else:
+            applying = ""
+        if (stop := self._capture_stop) is not None:
+            return State.CAPTURE_STOPPED, "; ".join(filter(None, (f"capture: {stop.reason}", applying)))
+        if applying:
+            return State.RETRYING, applying
         if status.state is not ApplyState.RUNNING or not self._accepted or self._capture is None:
             return State.STARTING, self._reason if self._session else f"reading the log: {status.reason}".rstrip(": ")
         if (waits := self._waits) is not None:
@@ -442,30 +598,51 @@ class Replica:
         capture = self._capture.status() if self._capture is not None else None
         found |= {
             "applied": status.index,
+            "worked": self._last_worked(status.index),
             "stopped_at": status.stopped_at or None,
+            "capture_stopped_at": self._stopped_at(),
             "needed_from": status.needed_from,
             "lag_seconds": self._lag(status.index),
-            "conflicts": self._conflicts_before + status.conflicts,
+            "left_out": capture["left_out"] if capture else {},
+            "conflicts": None if self._conflicts_before is None else self._conflicts_before + status.conflicts,
             "pending": max(0, capture["transactions"] - self._returned) if capture else 0,
             "capture": {**capture["position"], "base": capture["base"]} if capture else None,
             "units": {
                 "captured": capture["transactions"] if capture else 0,
                 "applied": status.units,
                 "careful": status.careful,
+                "rows_left_out": status.left_out,
+                "rows_in_full": status.in_full,
+                "in_full_because": status.blind,
             },
             "apply": {
                 "rows": status.rows,
                 "transactions": status.transactions,
                 "fallbacks": status.fallbacks,
                 "retries": status.retries,
+                "waits_for": self._applier.watch.waits_for,
+                "yielded": self._applier.watch.yielded,
             },
+            "server_silent_seconds": round(self._applier.watch.silent),
             "session": self._session,
             "checks": [(index, f"{digest:016x}") for index, digest in self._checks],
             "outstanding_bytes": self._link.outstanding_bytes,
+            "void": [list(void) for void in self._void],
         }
         if capture:
             found["capture_details"] = capture
         return found
+
+    def _last_worked(self, applied: int) -> int:
+        """The last index with units or a statement that this process has applied; 0 if none yet."""
+        while self._work and self._work[0] <= applied:
+            self._worked = self._work.popleft()
+        return self._worked
+
+    def _stopped_at(self) -> tuple[str, int, str, str] | None:
+        """The fields of the place of the transaction at which capture has stopped."""
+        place = self._capture_stop.place if self._capture_stop is not None else None
+        return None if place is None else (place.file, place.offset, place.identity, place.gtid)
 
     def _lag(self, applied: int) -> float:
         """How long ago the oldest unit was committed, at its origin, that is known and not applied here; in seconds."""
@@ -475,6 +652,20 @@ class Replica:
         if not under_way:
             return 0.0
         return round(max(0.0, time.time() - under_way[0][1] / 1e6), 3)
+
+
+def _ahead(skips: SkipLists, resume: Position) -> dict[Place, Path]:
+    """Of the own transactions to be left out, those that capture may come upon when it reads on from there. The others
+    are behind it in its server's binlog. Capture itself finds which are of the server that it reads: that may be one
+    that has taken the place of the other."""
+    server = resume.identity.partition("-")[0]
+    places = ((Place(*fields), Path(path)) for *fields, path in skips.captured)
+    return {
+        place: path
+        for place, path in places
+        if place.identity.partition("-")[0] != server
+        or (file_number(place.file), place.offset) >= (file_number(resume.file), resume.offset)
+    }
 
 
 def _has_applied(connection: Connection[Any]) -> bool:
@@ -506,7 +697,7 @@ def main(arguments: list[str]) -> int:
     link = Link(socket.socket(fileno=int(arguments[0])))
     committed = LogReader(socket.socket(fileno=int(arguments[1])), link.stopping)
     try:
-        path, text, last_session, skipped = link.read_start()
+        path, text, last_session, applied_before, skips = link.read_start()
     except EOFError:
         return 0
     settings = config.parse(text, Path(path))
@@ -514,8 +705,25 @@ def main(arguments: list[str]) -> int:
     # The threads wait for sockets most of the time. With Python's default of 5 ms, one that has just been woken would
     # wait as long for one that computes.
     sys.setswitchinterval(0.0005)
+    give_large_blocks_back()
     gc.freeze()
-    return Replica(settings, link, committed, last_session, skipped).run()
+    threading.excepthook = partial(_thread_failed, link)
+    try:
+        return Replica(settings, link, committed, last_session, applied_before, skips).run()
+    except Exception as error:
+        logger.exception("the replica process fails")
+        link.last_words(f"internal error, {type(error).__name__}: {error}")
+        return EXIT_FAILED
+
+
+def _thread_failed(link: Link, failure: threading.ExceptHookArgs) -> None:
+    """A thread has ended that nothing goes on without."""
+    name = failure.thread.name if failure.thread is not None else "?"
+    trace = (failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
+    logger.error("thread %s fails", name, exc_info=trace)
+    link.last_words(f"internal error in thread {name}, {failure.exc_type.__name__}: {failure.exc_value}")
+    logging.shutdown()
+    os._exit(EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,14 @@ import struct
 from binascii import b2a_base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING
 
 from mysqlraft.binlog.events import EventType
 from mysqlraft.replication.entry import Change, ChangeKind
+
+if TYPE_CHECKING:
+    from mysqlraft.replication.look_ahead import Later
 
 STATEMENT_BYTES = 256 << 10
 STATEMENT_EVENTS = 200
@@ -37,25 +42,32 @@ _MARIADB = {
     ChangeKind.UPDATE: EventType.UPDATE_ROWS_V1,
     ChangeKind.DELETE: EventType.DELETE_ROWS_V1,
 }
+_LARGE = 4 << 20
+"""Bytes."""
 _NO_EXTRA_DATA = b"\x02\x00"
 
 
 @dataclass(slots=True)
 class Item:
-    """A change and the table map it is to be read with; ``committed_at`` as in `Unit`."""
+    """A change and the table map it is to be read with; ``committed_at`` as in `Unit`.
+
+    ``later``: what local transactions that come after the unit wrote, if that is to be left out.
+    """
 
     table: bytes
     change: Change
     committed_at: int
+    later: Later | None = None
 
 
 @dataclass(slots=True)
 class Statement:
-    """A BINLOG statement and what it was made of. ``rows`` counts rows."""
+    """A BINLOG statement and what it was made of. ``rows`` counts rows, ``tables`` are the table maps."""
 
     sql: bytes
     items: list[Item]
     rows: int
+    tables: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -125,7 +137,7 @@ class StatementBuilder:
                 event.layout,
                 *event.images,
             )
-        statement = Statement(_binlog(parts), self._items, self._rows)
+        statement = Statement(_binlog(parts), self._items, self._rows, tuple(self._tables))
         self._reset()
         return statement
 
@@ -159,4 +171,18 @@ def _event(when: int, kind: int, *parts: bytes) -> list[bytes]:
 
 
 def _binlog(parts: list[bytes]) -> bytes:
-    return b"BINLOG '%b'" % b2a_base64(b"".join(parts), newline=False)
+    if sum(map(len, parts)) <= _LARGE:
+        return b"BINLOG '%b'" % b2a_base64(b"".join(parts), newline=False)
+    # A large row: what is made of it is in memory once.
+    made = BytesIO()
+    made.write(b"BINLOG '")
+    rest = b""
+    for part in parts:
+        view = memoryview(part)
+        for at in range(0, len(view), _LARGE):
+            data = rest + bytes(view[at : at + _LARGE])
+            end = len(data) // 3 * 3
+            made.write(b2a_base64(data[:end], newline=False))
+            rest = data[end:]
+    made.write(b2a_base64(rest, newline=False) + b"'")
+    return made.getvalue()

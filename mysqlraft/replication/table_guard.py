@@ -8,7 +8,6 @@ another site.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ import pymysql
 from pymysql.constants import CR, ER
 
 from mysqlraft.binlog.statements import classify
-from mysqlraft.mysql.finding import Finding, identifier
+from mysqlraft.mysql.finding import Finding
 from mysqlraft.mysql.preflight import table_errors
 from mysqlraft.replication.entry import PayloadKind, decode, kind_of
 
@@ -31,14 +30,12 @@ _CUT_SHORT = {
 }
 """Errors that say nothing about the table: whoever is changing it was not waited for."""
 
-_COUNTER = re.compile(r" AUTO_INCREMENT=\d+")
-"""What inserting a row changes of a definition."""
-
 
 class Source(Protocol):
     """A connection that only reads; `ServerKeySource` is one."""
 
     def query(self, statement: str) -> Sequence[Sequence[Any]]: ...
+    def definition(self, schema: str, table: str) -> str: ...
     def close(self) -> None: ...
 
 
@@ -122,14 +119,14 @@ class TableGuard:
             definition = self._definition(schema, table)
             if definition is None:
                 return None
-            found.append(_COUNTER.sub("", definition))
+            found.append(definition)
         return tuple(found)
 
     def _definition(self, schema: str, table: str) -> str | None:
-        """The statement that makes the table, "" if it is not there, None if the server cannot tell: such an error is
-        the same before and after a statement. Waits for whoever is changing the table."""
+        """What the table is, "" if it is not there, None if the server cannot tell: such an error is the same before
+        and after a statement. Waits for whoever is changing the table."""
         try:
-            return str(self._source.query(f"SHOW CREATE TABLE {identifier(schema, table)}")[0][1])
+            return self._source.definition(schema, table)
         except pymysql.err.MySQLError as error:
             if error.args[0] in _CUT_SHORT:
                 raise
@@ -139,6 +136,6 @@ class TableGuard:
         """The binlog may hold a statement a moment before its effect can be seen, which the tables' locks outlast."""
         ddl = decode(data).ddl
         assert ddl is not None
-        for schema, table in classify(ddl.statement, ddl.schema).objects:
+        for schema, table in classify(ddl.text, ddl.schema).objects:
             if table is not None:
                 self._definition(schema, table)

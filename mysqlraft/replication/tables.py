@@ -7,15 +7,31 @@ each table map. The local table may have more columns than the rows, at its end:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pymysql.charset
+import pymysql.err
 
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.keys import KeyDefinition, keys_of
-from mysqlraft.binlog.tablemap import BINARY_COLLATION, Column, ColumnType, TableMap, TableMapError, parse
+from mysqlraft.binlog.rows import columns_of, split
+from mysqlraft.binlog.tablemap import (
+    BINARY_COLLATION,
+    Column,
+    ColumnType,
+    MoreColumn,
+    TableMap,
+    TableMapError,
+    parse,
+    widened,
+)
+from mysqlraft.mysql.finding import identifier
 from mysqlraft.mysql.schema import ColumnDefinition, TableDefinition, describe
+from mysqlraft.replication.additions import Addition
+from mysqlraft.replication.entry import Change, ChangeKind
+from mysqlraft.replication.short_rows import AddedValues, Completion, UnknownValue
 
 _T = ColumnType
 
@@ -49,49 +65,102 @@ _GEOMETRIES = frozenset(
 )
 
 
+_INCOMPARABLE = frozenset(("vector",))
+"""Types that the server refuses to compare with anything."""
+
+
 class TableMismatch(Exception):
     """Rows that the table of this site cannot take as they are; the text names table, column and both types."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalTable:
-    """A table at this site, and the table map that fits it. ``keys``: the primary key first, then the unique ones."""
+    """A table at this site, and the table map that fits it. ``keys``: the primary key first, then the unique ones.
+
+    ``completion``: what rows under this map lack of the table, if statements added it; ``unknown``: why that cannot be
+    told, so that only rows that are deleted can be under this map. ``never_null``: columns that may be NULL in the rows
+    only.
+    """
 
     map: TableMap
     definition: TableDefinition
     keys: tuple[KeyDefinition, ...]
+    completion: Completion | None = None
+    unknown: str = ""
+    never_null: frozenset[int] = frozenset()
+
+    def check(self) -> bytes:
+        """A statement that fails if the table has got other columns since it was looked up: inside a transaction that
+        wrote to it, it cannot get any before the end of that."""
+        nulls = ",".join(["NULL"] * sum(column.visible for column in self.definition.columns))
+        name = self.definition.name
+        if any(column.data_type in _INCOMPARABLE for column in self.definition.columns):
+            columns = f"SELECT * FROM {name} WHERE FALSE UNION ALL SELECT {nulls}"
+            return f"DO (SELECT COUNT(*) FROM ({columns}) AS c)".encode()
+        return f"DO ({nulls}) IN (SELECT * FROM {name} WHERE FALSE)".encode()
+
+    def fitting(self, change: Change) -> Iterable[tuple[bytes | None, Change]]:
+        """The change as it can be written: a table map's body if it is not that of its rows, and what is left of it.
+
+        Raises:
+            TableMismatch: what its rows lack cannot be told, or a row has NULL where the table does not: the server
+                would put the default of the moment there.
+        """
+        if change.kind is not ChangeKind.DELETE:
+            if self.unknown:
+                raise TableMismatch(self.unknown)
+            if self.never_null:
+                self._refuse_nulls(change)
+        if self.completion is None:
+            return ((None, change),)
+        return self.completion.changes(self.map, change)
+
+    def _refuse_nulls(self, change: Change) -> None:
+        _, columns = columns_of(self.map, change.kind, change.layout)
+        assert columns is not None
+        bits = sum(1 << number for number, column in enumerate(columns) if column.index in self.never_null)
+        for _, after in split(self.map, change.kind, change.layout, change.images):
+            assert after is not None
+            if nulls := int.from_bytes(after[: (len(columns) + 7) // 8], "little") & bits:
+                column = columns[(nulls & -nulls).bit_length() - 1]
+                raise TableMismatch(
+                    f"{self.map.schema}.{self.map.table}: column {column.index + 1}, {column.name}, is NULL in a row, "
+                    "and NOT NULL at this site"
+                )
 
 
 class LocalTables:
-    """The tables at this site, looked up once for each table map until `forget`."""
+    """The tables at this site, looked up once for each table map until `forget`. ``added``: what statements added to
+    them; without it, what rows lack takes the table's default. ``generation`` counts how often all was forgotten."""
 
-    def __init__(self, source: ServerKeySource) -> None:
+    def __init__(self, source: ServerKeySource, added: AddedValues | None = None) -> None:
         self.source = source
+        self.generation = 0
+        self._added = added
         self._found: dict[bytes, LocalTable] = {}
 
     def forget(self) -> None:
         """A statement may have changed a table."""
         self._found.clear()
-
-    def check(self, body: bytes) -> None:
-        """Raises TableMismatch unless rows under this table map can be written here."""
-        if body not in self._found:
-            self.find(body)
+        self.generation += 1
 
     def find(self, body: bytes) -> LocalTable:
         """The local table for a table map's body. Raises TableMismatch."""
         found = self._found.get(body)
         if found is None:
             try:
-                found = self._find(parse(body))
+                found = self._find(body, parse(body))
             except TableMapError as error:
                 raise TableMismatch(str(error)) from None
             self._found[body] = found
         return found
 
-    def _find(self, rows: TableMap) -> LocalTable:
+    def _find(self, body: bytes, rows: TableMap) -> LocalTable:
         definition = describe(self.source.query, rows.schema, rows.table)
         if definition is None:
+            with suppress(pymysql.err.ProgrammingError):
+                # What the account has no rights to is not shown, either; that is another error, and may pass.
+                self.source.query(f"SELECT 1 FROM {identifier(rows.schema, rows.table)} LIMIT 0")
             raise TableMismatch(
                 f"{rows.schema}.{rows.table} does not exist at this site, but another site's rows are to go into it: "
                 "create it here as it is there"
@@ -103,7 +172,34 @@ class LocalTables:
                 f"place in the log. SET SESSION sql_log_bin = 0; ALTER TABLE {definition.name} ENGINE = InnoDB"
             )
         compare(rows, definition)
-        return LocalTable(rows, definition, tuple(keys_of(rows, self.source)))
+        keys = tuple(keys_of(rows, self.source))
+        try:
+            completion, unknown = self._completion(body, rows, definition), ""
+        except UnknownValue as error:
+            completion, unknown = None, _unknown(rows, definition, str(error))
+        pairs = zip(rows.columns, definition.columns, strict=False)
+        never_null = frozenset(column.index for column, local in pairs if column.nullable and not local.nullable)
+        return LocalTable(rows, definition, keys, completion, unknown, never_null)
+
+    def _completion(self, body: bytes, rows: TableMap, definition: TableDefinition) -> Completion | None:
+        missing = definition.columns[len(rows.columns) :]
+        if not missing or self._added is None:
+            return None
+        added: dict[int, Addition] = {}
+        for number, column in enumerate(missing, len(rows.columns)):
+            if not column.computed and (found := self._added.addition(rows.schema, rows.table, column.name)):
+                added[number] = found
+        if not added:
+            return None
+        wide = widened(
+            body, [added_column(column) for column in definition.columns[len(rows.columns) : max(added) + 1]]
+        )
+        table = parse(wide)
+        values = tuple(
+            (table.columns[number], self._added.value(found, rows.schema, rows.table, table.columns[number]))
+            for number, found in added.items()
+        )
+        return Completion(table, wide, values)
 
 
 def compare(rows: TableMap, local: TableDefinition) -> None:
@@ -188,6 +284,38 @@ def _shape(local: ColumnDefinition) -> tuple[ColumnType, tuple[int, ...]] | None
         width = (len(local.labels) + 7) // 8
         return _T.SET, (width if width < 5 else 8,)
     return None
+
+
+def added_column(local: ColumnDefinition) -> MoreColumn:
+    """The local column as a table map has it."""
+    shape = _shape(local)
+    if shape is None:
+        raise UnknownValue(f"the binlog's form of column {local.name} {local.column_type} is not known to mysqlraft")
+    kind, details = shape
+    code, meta = int(kind), b""
+    if kind in (_T.FLOAT, _T.DOUBLE):
+        meta = bytes((4 if kind is _T.FLOAT else 8,))
+    elif kind is _T.BIT:
+        meta = bytes((details[0] % 8, details[0] // 8))
+    elif kind is _T.VARCHAR:
+        meta = details[0].to_bytes(2, "little")
+    elif kind in (_T.ENUM, _T.SET):
+        code, meta = int(_T.STRING), bytes((int(kind), details[0]))
+    elif kind is _T.STRING:
+        meta = bytes((int(_T.STRING) ^ (details[0] & 0x300) >> 4, details[0] & 0xFF))
+    else:
+        meta = bytes(details)
+    collation = local.collation if local.collation is not None else BINARY_COLLATION
+    return MoreColumn(local.name, code, meta, local.nullable, local.unsigned or kind is _T.YEAR, collation)
+
+
+def _unknown(rows: TableMap, local: TableDefinition, why: str) -> str:
+    missing = ", ".join(column.name for column in local.columns[len(rows.columns) :])
+    return (
+        f"{rows.schema}.{rows.table}: the rows lack {missing}: {why}. Stop the writers of the table. At every site, "
+        f"SET SESSION sql_log_bin = 0, drop {missing}, reload, and add it again, with the same values everywhere, once "
+        "all of the log is applied"
+    )
 
 
 def _details(column: Column) -> tuple[int, ...]:

@@ -38,6 +38,8 @@ def default_options(installation: Installation, directory: Path, *, port: int, s
         "binlog_format": "ROW",
         "binlog_row_image": "FULL",
         "binlog_row_metadata": "FULL",
+        # The daemon's account makes the triggers and functions of other sites.
+        "log_bin_trust_function_creators": "ON",
         # Durable: a killed server must come back with every transaction that it confirmed.
         "sync_binlog": "1",
         "innodb_flush_log_at_trx_commit": "1",

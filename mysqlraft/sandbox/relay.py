@@ -112,11 +112,16 @@ class Relay:
             for link in self._links:
                 link.lose()
 
-    def heal(self) -> None:
-        """Mends the link. Connections that were held in a blackhole lost bytes and are reset: both ends reconnect."""
+    def heal(self, *, reset: bool = True) -> None:
+        """Mends the link. Connections that were held in a blackhole lost bytes and are reset: both ends reconnect.
+
+        Without `reset` they stay lost, and neither end is told: as when an address has moved to another machine, or a
+        gateway has forgotten them.
+        """
         if self._cut is not None:
             self._cut = None
-            self._reset_links()
+            if reset:
+                self._reset_links()
 
     def forget(self, link: _Link) -> None:
         """A link is over."""

@@ -47,6 +47,18 @@ class Site:
             raise NotDone(Outcome.REFUSED, "not there")
         return f"asked by {by}"
 
+    async def skip_captured(self, wanted: str, by: str) -> tuple[str, str, str]:
+        if wanted != "0-1-7":
+            raise NotDone(Outcome.REFUSED, "not there")
+        return wanted, f"asked by {by}", "/data/skipped/7.jsonl"
+
+    async def wait_skipped(self, rows: str) -> None:
+        if self.ended:
+            await asyncio.Event().wait()
+
+    def state(self) -> str:
+        return "capture stopped: disk full"
+
 
 def ask(site: Site, path: str, /, **wish: Any) -> tuple[int, dict[str, Any]]:
     async def answer() -> Page:
@@ -134,3 +146,22 @@ def test_skipping_a_statement() -> None:
     assert ask(site, "/skip", index=12, by="ann@tokyo")[0] == 409
     for wrong in ({"index": 11}, {"index": 11, "by": ""}, {"by": "ann"}, {"index": "11", "by": "ann"}):
         assert ask(site, "/skip", **wrong)[0] == 400
+
+
+def test_skipping_an_own_transaction() -> None:
+    """The answer waits until the transaction is in its file."""
+    site = Site()
+    wanted = {"captured": "0-1-7", "by": "ann@tokyo"}
+    assert ask(site, "/skip", **wanted) == (
+        200,
+        {"captured": "0-1-7", "reason": "asked by ann@tokyo", "rows": "/data/skipped/7.jsonl"},
+    )
+    assert ask(site, "/skip", captured="0-1-8", by="ann@tokyo")[0] == 409
+    for wrong in ({"captured": "0-1-7"}, {"captured": 7, "by": "ann"}, {"captured": "", "by": "ann"}):
+        assert ask(site, "/skip", **wrong)[0] == 400
+    assert ask(site, "/skip", index=11, **wanted)[0] == 400
+    site.ended = True
+    status, answer = ask(site, "/skip", timeout=0.01, **wanted)
+    assert status == 504
+    assert "/data/skipped/7.jsonl is not written within 0.01 s" in answer["error"]
+    assert "this site is capture stopped: disk full" in answer["error"]

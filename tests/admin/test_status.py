@@ -70,7 +70,8 @@ def replica(**changes: Any) -> dict[str, Any]:
         "pending": 2,
         "conflicts": 5,
         "capture": {"file": "binlog.000002", "offset": 157, "gtids": "", "base": 1190},
-        "units": {"captured": 40, "applied": 90, "careful": 3},
+        "units": {"captured": 40, "applied": 90, "careful": 3, "rows_left_out": 0, "rows_in_full": 0},
+        "apply": {"yielded": 0},
         "restarts": 1,
         "pid": 77,
         **changes,
@@ -311,6 +312,15 @@ def test_the_members_are_those_of_the_log() -> None:
         "log; oslo has priority 0 there, 7 in the log; lima has voter false there, true in the log; lima has witness "
         "false there, true in the log; osaka is a member"
     )
+
+
+def test_sites_that_broke_the_protocol_are_named() -> None:
+    parsed = config.parse(TEXT.format(site="tokyo", more=""), Path("test.yaml"))
+    reported = replica() | {"void": [[12, 2, "part 7 of a unit, not 0"]]}
+    found = cluster_status(parsed, node(members=members()), reported, lambda site: None)
+    name = members()[2]["name"]
+    (note,) = found["notes"]
+    assert note == f"log index 12: {name} broke the protocol, and its session is void: part 7 of a unit, not 0"
 
 
 def test_a_file_that_is_true_needs_no_note() -> None:

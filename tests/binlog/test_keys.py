@@ -227,12 +227,6 @@ def test_refused_tables(server: Server) -> None:
             "SET GLOBAL binlog_row_metadata = 'FULL'",
             "binlog_row_metadata was not FULL",
         ),
-        (
-            "CREATE TABLE r.t (id INT PRIMARY KEY, a INT UNIQUE, b INT)",
-            ["INSERT INTO r.t VALUES (1, 1, 1)", "SET SESSION binlog_row_image = 'MINIMAL'", "DELETE FROM r.t"],
-            "SET GLOBAL binlog_row_image = 'FULL'",
-            "binlog_row_image was not FULL",
-        ),
     ],
 )
 def test_rows_that_nothing_helps(server: Server, before: str, write: list[str], after: str, why: str) -> None:

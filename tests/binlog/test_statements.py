@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mysqlraft.binlog import scheduled_events
 from mysqlraft.binlog.commuting import commutes
+from mysqlraft.binlog.errors import BinlogError
+from mysqlraft.binlog.repeating import ONLY_MAKES, repetition
 from mysqlraft.binlog.statements import classify
 
 
@@ -15,6 +18,7 @@ from mysqlraft.binlog.statements import classify
         "CREATE TABLE IF NOT EXISTS t LIKE other",
         "CREATE OR REPLACE VIEW v AS SELECT 1",
         "DROP FUNCTION f",
+        "CREATE EVENT e ON SCHEDULE EVERY 1 DAY DO DELETE FROM t",
         "CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET NEW.v = 1",
         "CREATE INDEX i ON t (a)",
         "CREATE FULLTEXT INDEX i ON t (a)",
@@ -94,9 +98,99 @@ def test_it_does_not_commute(statement: str) -> None:
         ("ALTER TABLE t CONVERT TO CHARACTER SET utf8mb4", [("s", "t")]),
         ("CREATE PROCEDURE p() SELECT 1", [("s", "PROCEDURE p")]),
         ("CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET @a = 1", [("s", "TRIGGER tr"), ("s", "t")]),
+        ("ALTER DEFINER=a@b EVENT e ON SCHEDULE EVERY 1 DAY RENAME TO d.f", [("s", "EVENT e"), ("d", "EVENT f")]),
         ("CREATE TABLE `ü` (id INT)", [("s", None)]),
         ("DROP TABLE " + ", ".join(f"t{n}" for n in range(3000)), [("s", None)]),
     ],
 )
 def test_tables(statement: str, tables: list[tuple[str, str | None]]) -> None:
     assert list(dict.fromkeys(classify(statement, "s").tables)) == tables
+
+
+@pytest.mark.parametrize(
+    ("statement", "elsewhere"),
+    [
+        (
+            "CREATE DEFINER=`a`@`b` EVENT e ON SCHEDULE EVERY 1 DAY DO SELECT 1",
+            "CREATE DEFINER=`a`@`b` EVENT e ON SCHEDULE EVERY 1 DAY DISABLE ON SLAVE DO SELECT 1",
+        ),
+        (
+            "CREATE DEFINER=`a`@`b` EVENT IF NOT EXISTS do ON SCHEDULE EVERY (SELECT 1) DAY ON COMPLETION PRESERVE"
+            " ENABLE COMMENT 'ENABLE' DO CALL enable()",
+            "CREATE DEFINER=`a`@`b` EVENT IF NOT EXISTS do ON SCHEDULE EVERY (SELECT 1) DAY ON COMPLETION PRESERVE"
+            " DISABLE ON SLAVE COMMENT 'ENABLE' DO CALL enable()",
+        ),
+        (
+            "CREATE DEFINER=`a`@`b` EVENT s . `enable` ON SCHEDULE AT NOW() COMMENT 'x' DO DO 1",
+            "CREATE DEFINER=`a`@`b` EVENT s . `enable` ON SCHEDULE AT NOW() DISABLE ON SLAVE COMMENT 'x' DO DO 1",
+        ),
+        (
+            "CREATE DEFINER=`a`@`b` EVENT e ON SCHEDULE EVERY 1 DAY DISABLE ON REPLICA DO BEGIN END",
+            "CREATE DEFINER=`a`@`b` EVENT e ON SCHEDULE EVERY 1 DAY DISABLE ON SLAVE DO BEGIN END",
+        ),
+        ("/* x */ ALTER EVENT e ENABLE", "/* x */ ALTER DEFINER=`o``o`@`%` EVENT e DISABLE ON SLAVE"),
+        ("ALTER EVENT enable RENAME TO f", "ALTER DEFINER=`o``o`@`%` EVENT enable RENAME TO f"),
+        ("ALTER DEFINER=a@b EVENT e DISABLE DO DO 2", "ALTER DEFINER=a@b EVENT e DISABLE ON SLAVE DO DO 2"),
+        ("ALTER DEFINER=a@b EVENT e COMMENT 'x'", "ALTER DEFINER=a@b EVENT e COMMENT 'x'"),
+        ("DROP EVENT IF EXISTS`h`.`o`", "DROP EVENT IF EXISTS`h`.`o`"),
+    ],
+)
+def test_events_elsewhere(statement: str, elsewhere: str) -> None:
+    assert scheduled_events.elsewhere(statement, ("o`o", "%")) == elsewhere
+
+
+@pytest.mark.parametrize(
+    ("statement", "makes"),
+    [
+        ("CREATE TABLE IF NOT EXISTS t (id INT)", True),
+        ("CREATE DATABASE IF NOT EXISTS d", True),
+        ("CREATE DEFINER=a@b TRIGGER IF NOT EXISTS tr BEFORE INSERT ON t FOR EACH ROW SET @a = 1", True),
+        ("CREATE INDEX IF NOT EXISTS i ON t (a)", True),
+        ("ALTER TABLE t ADD COLUMN IF NOT EXISTS a INT, ADD INDEX IF NOT EXISTS (a, b)", True),
+        ("ALTER TABLE t ADD COLUMN IF NOT EXISTS a INT, DROP COLUMN IF EXISTS b", False),
+        ("CREATE OR REPLACE VIEW v AS SELECT 1", False),
+        ("DROP TABLE IF EXISTS t, u", False),
+        ("DROP DATABASE IF EXISTS d", False),
+    ],
+)
+def test_statements_that_may_run_at_two_sites_at_once(statement: str, makes: bool) -> None:
+    number = repetition(statement, "s", {"sql_mode": 1, "timestamp": "1.0", "auto_increment_offset": 1})
+    assert number
+    assert bool(number & ONLY_MAKES) is makes
+    assert number == repetition(statement, "s", {"sql_mode": 1, "timestamp": "2.0", "auto_increment_offset": 2})
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE t (id INT)",
+        "CREATE OR REPLACE TABLE t (id INT)",
+        "DROP TABLE t",
+        "ALTER TABLE t ADD COLUMN IF NOT EXISTS a INT, ADD b INT",
+        "ALTER TABLE IF EXISTS t ADD b INT",
+        "TRUNCATE t",
+        "RENAME TABLE IF EXISTS t TO u",
+        "",
+    ],
+)
+def test_statements_that_may_not(statement: str) -> None:
+    assert repetition(statement, "s", {}) == 0
+
+
+def test_what_is_the_same_statement() -> None:
+    made = "CREATE TABLE IF NOT EXISTS t (id INT)"
+    assert repetition(made, "s", {}) != repetition(made, "other", {})
+    assert repetition(made, "s", {"sql_mode": 1}) != repetition(made, "s", {"sql_mode": 2})
+    assert repetition("DROP TABLE IF EXISTS t", "s", {}) == repetition("DROP TABLE IF EXISTS `u`, t", "s", {"a": 1})
+    assert repetition("DROP TABLE IF EXISTS t", "s", {}) == repetition("DROP VIEW IF EXISTS t", "s", {})
+    assert repetition("DROP TABLE IF EXISTS t", "s", {}) != repetition("DROP DATABASE IF EXISTS t", "s", {})
+
+
+def test_an_event_in_another_character_set() -> None:
+    """A character that ends in a backslash or a backtick hides no word, and no byte of it changes."""
+    characters = [bytes((one,)) for one in b"ALTER EVENT `a"] + [b"\x83\x5c", b"\xfe\x60"]
+    characters += [bytes((one,)) for one in b"` ENABLE COMMENT '"] + [b"\x95\x5c", b"'"]
+    found = scheduled_events.elsewhere_in_bytes(characters, ("o", "%"))
+    assert found == b"ALTER DEFINER=`o`@`%` EVENT `a\x83\x5c\xfe\x60` DISABLE ON SLAVE COMMENT '\x95\x5c'"
+    with pytest.raises(BinlogError, match="cannot be put"):
+        scheduled_events.elsewhere_in_bytes(characters, ("ö", "%"))

@@ -216,7 +216,9 @@ def test_check(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert main(["check", "--config", path, "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
         assert shown["server"].startswith(f"{server.engine} {server.installation.version_text}")
-        assert (shown["fit"], shown["findings"]) == (True, [])
+        assert shown["fit"]
+        # What takes another start of the server.
+        assert [finding for finding in shown["findings"] if not finding["restart"]] == []
 
 
 def test_the_account_as_check_prints_it(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

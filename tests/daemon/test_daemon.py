@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -230,12 +231,87 @@ def test_the_server_restarts(site: ClusterSite) -> None:
     assert site.daemon.replica_pid == replica, "it mended itself"
 
 
+def test_the_server_restarts_in_the_middle_of_a_large_unit(site: ClusterSite) -> None:
+    """The unit leaves again as a whole, in a session of its own, by itself."""
+    configure(site, "capture", part_bytes="4KiB", window_bytes="64KiB")
+    site.daemon.start()
+    state(site, "running")
+    replica = site.daemon.replica_pid
+    sql(site, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY, b TEXT)")
+    rows = ", ".join(f"({n}, REPEAT('x', 2000))" for n in range(4000))
+    sql(site, f"INSERT INTO shop.t VALUES {rows}")
+
+    def sent() -> int:
+        details = site.daemon.status()["replica"].get("capture_details") or {}
+        return int(details.get("payloads", 0))
+
+    until(lambda: sent() > 30, "parts have left")
+    site.server.kill()
+    until(lambda: "session ends in the middle of a unit" in log(site), "the session's end")
+    site.server.start()
+    sql(site, "INSERT INTO shop.t VALUES (5000, '')")
+    until(lambda: row(site).get("units", {}).get("captured") == 2 and row(site)["pending"] == 0, "both units", 90)
+    state(site, "running")
+    assert site.daemon.replica_pid == replica, "it mended itself"
+
+
+def test_a_server_that_hangs(site: ClusterSite) -> None:
+    """Its connections stay open, and nothing comes over them."""
+    site.daemon.start()
+    state(site, "running")
+    assert site.server.pid is not None
+    os.kill(site.server.pid, signal.SIGSTOP)
+    try:
+        assert "does not answer" in state(site, "retrying")["reason"]
+        code, text = ask(site, "/readyz")
+        assert code == 503
+        assert "does not answer" in text
+    finally:
+        os.kill(site.server.pid, signal.SIGCONT)
+    state(site, "running")
+
+
+def test_a_replica_process_that_hangs(site: ClusterSite) -> None:
+    """What it reported last is not true any more; it is ended, and another one goes on."""
+    site.daemon.start()
+    state(site, "running")
+    hung = site.daemon.replica_pid
+    assert hung is not None
+    os.kill(hung, signal.SIGSTOP)
+    found = state(site, "retrying")
+    assert "has not reported for" in found["reason"]
+    assert found["age"] > 5
+    assert found["lag"]["seconds"] is None
+    assert ask(site, "/readyz")[0] == 503
+    until(lambda: site.daemon.replica_pid not in (None, hung), "another replica process")
+    state(site, "running")
+    assert row(site)["age"] < 5
+    assert f"replica process is silent, killing it pid={hung}" in log(site)
+    sql(site, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)", "INSERT INTO shop.t VALUES (1)")
+    until(lambda: row(site)["units"]["captured"] == 1 and row(site)["pending"] == 0, "the unit comes back")
+
+
 def test_no_server_at_the_start(site: ClusterSite) -> None:
     site.server.stop()
     site.daemon.start()
     assert "the server at" in state(site, "retrying")["reason"]
     site.server.start()
     state(site, "running")
+
+
+def test_a_history_that_takes_long_to_count(site: ClusterSite) -> None:
+    """The site does all it is there for before the count is in."""
+    site.daemon.start()
+    state(site, "running")
+    assert site.daemon.stop() == 0
+    with closing(site.server.connect()) as other:
+        other.cursor().execute("LOCK TABLES mysqlraft.conflicts WRITE")
+        site.daemon.start()
+        state(site, "running")
+        sql(site, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)", "INSERT INTO shop.t VALUES (1)")
+        until(lambda: row(site)["units"]["captured"] == 1 and row(site)["pending"] == 0, "the unit comes back")
+        assert row(site)["conflicts"] is None
+    until(lambda: row(site)["conflicts"] == 0, "the count")
 
 
 def test_an_unfit_server_is_named_and_waited_for(site: ClusterSite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +324,13 @@ def test_an_unfit_server_is_named_and_waited_for(site: ClusterSite, monkeypatch:
     state(site, "running")
 
 
+def said(site: ClusterSite, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a verb that Ann gives at a site answers."""
+    command = [sys.executable, "-m", "mysqlraft", *arguments, "--config", str(site.daemon.config)]
+    environment = {**os.environ, "SUDO_USER": "ann"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
 def test_a_statement_that_cannot_be_run_is_skipped(make: Callable[[int], Cluster]) -> None:
     """Only the one at which the site stopped, once what it does was done by hand; for good."""
     cluster = make(2)
@@ -257,11 +340,7 @@ def test_a_statement_that_cannot_be_run_is_skipped(make: Callable[[int], Cluster
         state(one, "running")
 
     def skip(site: ClusterSite, index: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "mysqlraft", "skip", "--index", str(index), "--config"]
-        environment = {**os.environ, "SUDO_USER": "ann"}
-        return subprocess.run(
-            [*command, str(site.daemon.config)], capture_output=True, text=True, check=False, env=environment
-        )
+        return said(site, "skip", "--index", str(index))
 
     refused = skip(there, 3)
     assert refused.returncode == 1
@@ -288,6 +367,58 @@ def test_a_statement_that_cannot_be_run_is_skipped(make: Callable[[int], Cluster
     assert there.daemon.status()["replica"]["skipped"] == [index]
 
 
+def test_an_own_transaction_that_cannot_be_carried_is_skipped(make: Callable[[int], Cluster]) -> None:
+    """It stops capture and nothing else, before and after restarts; then one verb goes on without it, for good."""
+    cluster = make(2)
+    cluster.start_daemons()
+    here, there = cluster
+    for one in cluster:
+        state(one, "running")
+    sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY, b INT)")
+    until(lambda: has_table(there, "shop", "t"), "the table")
+    assert "capture has not stopped at a transaction here" in said(here, "skip", "--captured", "0-1-1").stderr
+    replica = here.daemon.replica_pid
+    sql(here, "INSERT INTO shop.t VALUES (1, 1)")
+    sql(here, "SET SESSION binlog_format = STATEMENT", "INSERT INTO shop.t VALUES (2, 2)")
+    sql(here, "INSERT INTO shop.t VALUES (3, 3)")
+
+    def applies(number: int) -> None:
+        sql(there, f"INSERT INTO shop.t VALUES ({number}, 0)")
+        until(lambda: (number,) in sql(here, "SELECT a FROM shop.t"), "apply goes on")
+
+    reason = state(here, "capture stopped")["reason"]
+    assert reason.startswith("capture: a statement that changes rows of shop was logged as a statement")
+    applies(10)
+    assert here.daemon.replica_pid == replica
+    assert "capture stopped: capture: a statement" in ask(here, "/readyz")[1]
+    assert state(there, "running")
+    here.daemon.stop()
+    here.daemon.start()
+    assert state(here, "capture stopped")["reason"] == reason
+    applies(11)
+
+    named = reason.split("mysqlraft skip --captured ")[1].split("`")[0]
+    wrong = said(here, "skip", "--captured", named + "0")
+    assert wrong.returncode == 1
+    assert f"it is at {named} that capture has stopped, not at {named}0" in wrong.stderr
+    done = said(here, "skip", "--captured", named)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"goes on without {named}, which is in {here.daemon.data_dir}/skipped/binlog.")
+    rows = Path(done.stdout.split("which is in ")[1].split("; skipped")[0])
+    assert "INSERT INTO shop.t VALUES (2, 2)" in rows.read_text()
+    state(here, "running")
+    assert f"own transaction skipped at={named} by='ann@" in log(here)
+    until(lambda: (3,) in sql(there, "SELECT a FROM shop.t"), "what came behind it")
+    assert sql(there, "SELECT a FROM shop.t ORDER BY a") == ((1,), (3,), (10,), (11,))
+    rows.unlink()  # once it is behind, nothing depends on it
+    here.daemon.stop()
+    here.daemon.start()
+    state(here, "running")
+    assert not rows.exists()
+    kept = json.loads((here.daemon.data_dir / "skipped.json").read_text())
+    assert [(skip["gtid"], skip["rows"]) for skip in kept] == [(named, str(rows))]
+
+
 UNFIT = [
     # what is made while the daemon runs, what is told of it, what mends it
     (["TABLE shop.t (a INT)"], "shop.t has no primary key", "ADD PRIMARY KEY (a)"),
@@ -312,7 +443,7 @@ def test_a_table_that_comes_later_and_does_not_do(site: ClusterSite) -> None:
         logged = "CASCADE" in told and site.server.engine == "mysql"  # as MySQL 9.6 and later do
         sql(site, "CREATE DATABASE shop", *(f"CREATE {one}" for one in made))
         if not logged:
-            reason = state(site, "stopped")["reason"]
+            reason = state(site, "capture stopped")["reason"]
             assert reason.startswith(f"the server is not fit to be replicated: {told}")
             sql(site, f"ALTER TABLE shop.t {mended}")
         state(site, "running")
@@ -331,10 +462,11 @@ def test_another_sites_table_that_does_not_do_here(make: Callable[[int], Cluster
     sql(there, "SET GLOBAL default_storage_engine = 'MyISAM'")
     sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)")
     until(lambda: has_table(there, "shop", "t"), "the table")
+    until(lambda: row(there)["lag"]["entries"] == 0, "apply has compared it")
     # A session of apply from before has the old setting, so say what it would have made.
     sql(there, "SET SESSION sql_log_bin = 0", "ALTER TABLE shop.t ENGINE = MyISAM")
     sql(there, "CREATE DATABASE local", "CREATE TABLE local.t (a INT PRIMARY KEY) ENGINE = InnoDB")
-    assert "shop.t is a MyISAM table" in state(there, "stopped")["reason"]
+    assert "shop.t is a MyISAM table" in state(there, "capture stopped")["reason"]
     sql(here, "INSERT INTO shop.t VALUES (1)")
     until(lambda: "rows cannot be written together with the place in the log" in row(there)["reason"], "apply stops")
     sql(there, "SET SESSION sql_log_bin = 0", "ALTER TABLE shop.t ENGINE = InnoDB")
@@ -379,7 +511,7 @@ def test_a_table_that_does_not_do_at_a_start(make: Callable[[int], Cluster]) -> 
     reason = "the server is not fit to be replicated: shop.t is a MyISAM table; `mysqlraft check` prints the SQL"
     until(lambda: row(there).get("reason", "").startswith(reason), "what capture waits for")
     replica = there.daemon.replica_pid
-    assert row(there)["state"] == "stopped"
+    assert row(there)["state"] == "capture stopped"
     assert ask(there, "/readyz")[0] == 503
     assert reason in ask(there, "/readyz")[1]
     assert f"capture waits reason='{reason}" in log(there)
@@ -396,7 +528,7 @@ def test_a_table_that_does_not_do_at_a_start(make: Callable[[int], Cluster]) -> 
 
 
 def test_rows_without_a_primary_key_before_a_start(make: Callable[[int], Cluster]) -> None:
-    """They hold capture before it reads them, so that apply goes on; and the way on that the error names is one."""
+    """The table holds capture before it reads them; once it has a key they are left out, and that is said for good."""
     cluster = make(2)
     cluster.start_daemons()
     here, there = cluster
@@ -405,21 +537,27 @@ def test_rows_without_a_primary_key_before_a_start(make: Callable[[int], Cluster
     sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.u (a INT PRIMARY KEY)")
     until(lambda: has_table(there, "shop", "u"), "the table")
     there.daemon.stop()
-    sql(there, "CREATE TABLE shop.n (a INT)", "INSERT INTO shop.n VALUES (1)")
+    sql(there, "CREATE TABLE shop.n (a INT)", "INSERT INTO shop.n VALUES (1), (2)", "INSERT INTO shop.u VALUES (7)")
     there.daemon.start()
-    assert "shop.n has no primary key" in state(there, "stopped")["reason"]
+    assert "shop.n has no primary key" in state(there, "capture stopped")["reason"]
     sql(here, "INSERT INTO shop.u VALUES (1)")
-    until(lambda: sql(there, "SELECT a FROM shop.u") == ((1,),), "apply goes on")
+    until(lambda: (1,) in sql(there, "SELECT a FROM shop.u"), "apply goes on")
     sql(there, "ALTER TABLE shop.n ADD PRIMARY KEY (a)")
-    wanted = "capture: shop.n: rows were written while it had no primary key. These rows cannot be replicated: exclude"
-    until(lambda: row(there).get("reason", "").startswith(wanted), "the rows are come upon")
-    for one in cluster:
-        one.daemon.stop()
-        configure(one, "replicate", exclude=["shop.n"])
-        one.daemon.start()
     state(there, "running")
+    until(lambda: (7,) in sql(here, "SELECT a FROM shop.u"), "what came behind them")
+    note = f"{there.name}: 2 rows of shop.n, written while it had no primary key, are at that site only"
+    for one in cluster:
+        until(lambda one=one: note in one.daemon.status()["notes"], "both sites say so")  # type: ignore[misc]
     sql(there, "CREATE TABLE shop.m (a INT PRIMARY KEY)", "INSERT INTO shop.m SELECT a FROM shop.n")
-    until(lambda: has_table(here, "shop", "m") and sql(here, "SELECT a FROM shop.m") == ((1,),), "what it held")
+    until(lambda: has_table(here, "shop", "m") and len(sql(here, "SELECT a FROM shop.m")) == 2, "copied, they come")
+    there.daemon.stop()
+    there.daemon.start()
+    state(there, "running")
+    assert note in there.daemon.status()["notes"]
+    sql(there, "DELETE FROM mysqlraft.left_out")
+    assert there.daemon.pid is not None
+    there.daemon.kill_replica()
+    until(lambda: note not in there.daemon.status()["notes"] and row(there)["state"] == "running", "no longer")
 
 
 def test_a_lost_binlog_stops_the_site_and_says_so(site: ClusterSite) -> None:
@@ -434,10 +572,10 @@ def test_a_lost_binlog_stops_the_site_and_says_so(site: ClusterSite) -> None:
     last = sql(site, "SHOW BINARY LOGS")[-1][0]
     sql(site, f"PURGE BINARY LOGS TO '{last}'")
     site.daemon.start()
-    reason = state(site, "stopped")["reason"]
+    reason = state(site, "capture stopped")["reason"]
     assert "the server no longer has its binlog from" in reason
     assert ask(site, "/healthz")[0] == 200, "consensus goes on"
-    until(lambda: "replication state=stopped" in log(site), "the reason in the log")
+    until(lambda: "replication state=capture stopped" in log(site), "the reason in the log")
 
 
 def test_two_sites_one_without_its_daemon(make: Callable[[int], Cluster]) -> None:

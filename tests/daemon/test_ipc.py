@@ -10,10 +10,23 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from mysqlraft.ipc import CREDIT, MAX_MESSAGE, Channel, Link, LinkError, LogEntry, LogReader, Say, SessionOver
+from mysqlraft.ipc import (
+    CREDIT,
+    EXIT_ALONE,
+    MAX_MESSAGE,
+    Channel,
+    Link,
+    LinkError,
+    LogEntry,
+    LogReader,
+    Say,
+    SessionOver,
+    SkipLists,
+)
 
 
 class Consensus:
@@ -24,7 +37,7 @@ class Consensus:
         self.changed = threading.Condition()
         self.closed = threading.Event()
         self._loop = asyncio.new_event_loop()
-        self._channel = Channel(self._received, self.closed.set)
+        self._channel = Channel(self._received, lambda why: self.closed.set())
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         asyncio.run_coroutine_threadsafe(
@@ -83,8 +96,9 @@ def entries(first: int, last: int, size: int = 10) -> list[LogEntry]:
 
 def test_the_first_message() -> None:
     with pair() as (link, consensus):
-        consensus.say(Say.START, "tokyo.yaml", "site: tokyo", 42, [7])
-        assert link.read_start() == ("tokyo.yaml", "site: tokyo", 42, [7])
+        skips = SkipLists([7], [["binlog.000001", 4, "1-2", "0-1-3", "/x"]])
+        consensus.say(Say.START, "tokyo.yaml", "site: tokyo", 42, 57, skips)
+        assert link.read_start() == ("tokyo.yaml", "site: tokyo", 42, 57, skips)
 
 
 def test_consensus_gone_before_the_first_message() -> None:
@@ -226,9 +240,14 @@ def test_a_report_that_says_nothing_new_wakes_nobody() -> None:
 
 @pytest.mark.parametrize("garbage", [b"\xc1", bytes(MAX_MESSAGE + 1)], ids=["no msgpack", "too long"])
 def test_what_is_no_message_is_refused(garbage: bytes) -> None:
-    channel = Channel(lambda message: None, lambda: None)
-    with pytest.raises(LinkError, match="no message"):
-        channel.data_received(garbage)
+    whys: list[str] = []
+    channel = Channel(lambda message: None, whys.append)
+    transport = Mock(asyncio.Transport)
+    channel.connection_made(transport)
+    channel.data_received(garbage)
+    transport.close.assert_called_once()
+    channel.connection_lost(None)
+    assert "sent no message" in whys[0]
 
 
 REPLICA = """
@@ -252,4 +271,4 @@ def test_the_end_of_consensus_ends_the_replica() -> None:
         assert replica.stdout is not None
         assert replica.stdout.readline() == b"up\n"
         ours.close()
-        assert replica.wait(5) == 0
+        assert replica.wait(5) == EXIT_ALONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from mysqlraft.ipc import Link, LogEntry, LogReader
 from mysqlraft.mysql.connection import Session
 from mysqlraft.mysql.schema import ensure_schema
 from mysqlraft.replication.capture import Capture
-from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, decode
+from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, Unit, decode
 from mysqlraft.replication.replica import Reader, Replica, dump_server_id
 from mysqlraft.replication.state import ReplicationState
 from mysqlraft.sandbox.servers import Server
@@ -31,6 +32,7 @@ class FakeLink:
     def __init__(self) -> None:
         self.open: int | None = None
         self.proposed: list[tuple[int, int, bytes]] = []
+        self.stopping = threading.Event()
 
     def open_session(self, session: int | None) -> None:
         self.open = session
@@ -106,6 +108,63 @@ def test_a_greater_session_in_the_log_is_followed_by_a_greater_one(monkeypatch: 
     assert rig.link.open == again
 
 
+def test_a_void_session_is_followed_by_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the same goes wrong at once again and again: then it takes somebody who looks at it."""
+    rig = Rig(monkeypatch)
+    rig.open()
+    mark = Payload(PayloadKind.MARK, Flavour.MYSQL, 0, START, (START.file, 200)).encode()
+    unit = Payload(PayloadKind.UNITS, Flavour.MYSQL, 0, START, (START.file, 200), units=[Unit(0, 0, b"", [])]).encode()
+    for proposed in (mark, unit):
+        rig.commit_proposed()
+        session = rig.link.proposed[-1][0]
+        rig.commit(session, 2, proposed)
+        rig.commit(session, 3, b"garbage")
+        assert rig.link.open is not None
+        assert rig.link.open > session
+        rig.commit(session, 4, proposed)
+        assert rig.link.open == rig.link.proposed[-1][0], "what it still had on the way counts for nothing"
+    for _ in range(2):
+        rig.commit_proposed()
+        rig.commit(rig.link.proposed[-1][0], 2, b"garbage")
+    stop = rig.replica._capture_stop
+    assert stop is not None
+    assert "breaks the protocol again and again: not a payload" in stop.reason
+    assert len(rig.replica._void) == 4
+
+
+def test_a_capture_that_waits_for_the_server_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apply opens the next session meanwhile; only the next capture waits."""
+
+    class Waiting:
+        def stop(self) -> None:
+            stopped.set()
+
+    rig = Rig(monkeypatch)
+    session = rig.open()
+    rig.commit_proposed()
+    stopped, answered = threading.Event(), threading.Event()
+    thread = threading.Thread(target=answered.wait, daemon=True)
+    thread.start()
+    rig.replica._capture, rig.replica._capture_thread = cast(Capture, Waiting()), thread
+    apply = threading.Thread(target=rig.commit, args=(session, 2, b"garbage"), daemon=True)
+    apply.start()
+    apply.join(10)
+    assert not apply.is_alive()
+    assert stopped.is_set()
+    assert rig.link.proposed[-1][0] == rig.link.open
+    assert rig.link.open != session
+    answered.set()
+
+
+def test_another_sites_void_session_is_only_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    session = rig.open()
+    rig.commit_proposed()
+    rig.commit(5, 1, b"garbage", origin=2)
+    assert rig.link.open == session
+    assert list(rig.replica._void) == [(2, 2, rig.replica._void[0][2])]
+
+
 def test_a_session_is_greater_than_any_of_this_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Consensus would refuse a proposal in an older one."""
     ahead = time.time_ns() // 1000 + 10**12
@@ -137,5 +196,5 @@ def test_a_new_site_begins_where_it_began_the_first_time(server: Server) -> None
 
 def test_server_ids_are_distinct_and_out_of_the_way() -> None:
     ids = {dump_server_id("shop", site, reader) for site in range(1, 16) for reader in Reader}
-    assert len(ids) == 30
+    assert len(ids) == 60
     assert all(3 << 30 <= one < 1 << 32 for one in ids)

@@ -60,6 +60,53 @@ def test_six_sites(compose: dict[str, Any]) -> None:
     assert len(compose["volumes"]) == 13
 
 
+def test_one_image_is_built_once(compose: dict[str, Any]) -> None:
+    """Seven builds of one tag give it seven images, one after the other, and `up` then restarts the daemons."""
+    services = compose["services"]
+    assert [name for name, service in services.items() if "build" in service] == ["certificates"]
+    for site in SITES:
+        assert services[site]["image"] == services["certificates"]["image"]
+        assert services[site]["pull_policy"] == "never", "it is on no registry"
+        assert "certificates" in services[site]["depends_on"]
+
+
+def test_every_service_has_a_bound_of_memory(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        least = 768 if name.startswith("mysql-") else 256
+        assert size(str(service["mem_limit"])) >= least << 20, name
+
+
+def size(shown: str) -> int:
+    """As docker-compose prints it: a number of bytes, or with a unit."""
+    factor = {"m": 1 << 20, "g": 1 << 30}.get(shown[-1].lower())
+    return int(shown) if factor is None else int(float(shown[:-1]) * factor)
+
+
+def test_the_hosts_own_server_keeps_its_port(compose: dict[str, Any]) -> None:
+    published = []
+    for site in SITES:
+        (port,) = compose["services"][f"mysql-{site}"]["ports"]
+        if isinstance(port, str):
+            host, outside, inside = port.removesuffix("/tcp").split(":")
+        else:
+            host, outside, inside = port["host_ip"], port["published"], port["target"]
+        assert (host, int(inside)) == ("127.0.0.1", 3306)
+        published.append(int(outside))
+    assert len(set(published)) == len(SITES)
+    assert not {3306, 33060} & set(published), "MySQL's own, and that of its X protocol"
+
+
+def test_a_site_that_was_cut_off_by_hand_comes_back_under_its_name(compose: dict[str, Any]) -> None:
+    """Docker forgets the names of a container that it disconnects: without them nobody finds it again."""
+    text = (REPOSITORY / "docker-compose.yml").read_text()
+    network = compose["networks"]["wan"]["name"]
+    commands = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#   docker network")]
+    assert commands == [
+        f"docker network disconnect {network} $(docker compose ps -q oregon)",
+        f"docker network connect --alias oregon {network} $(docker compose ps -q oregon)",
+    ]
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_site(compose: dict[str, Any], site: str) -> None:
     services = compose["services"]

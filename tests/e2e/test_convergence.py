@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from mysqlraft.replication.state import CHECKPOINT_EVERY
 from mysqlraft.sandbox.cluster import CLUSTER, Cluster, ClusterSite
 from mysqlraft.sandbox.compare import compare
 from mysqlraft.sandbox.workload import Workload, wrong_counts
@@ -43,6 +44,7 @@ def test_colliding_writers_and_kills(cluster: Cluster) -> None:
             wait_for_commits(cluster, workload, moment)
             killed = kill_something(cluster, rng, number)
             print(f"after {workload.committed():6} transactions: {killed}")
+        wait_for_checkpoint(cluster, workload)
         wait_for_commits(cluster, workload, TRANSACTIONS)
     finally:
         workload.stop()
@@ -108,6 +110,18 @@ def wait_for_replica(site: ClusterSite) -> None:
     while site.daemon.replica_pid is None:
         assert time.monotonic() < deadline, f"{site.name} has no replica process"
         time.sleep(0.01)
+
+
+def wait_for_checkpoint(cluster: Cluster, workload: Workload) -> None:
+    """Lets the writers go on until the log has passed a checkpoint: a replica process that was killed forgets those
+    before, and an entry may hold many transactions, so their number says little of the log's length."""
+    passed = cluster[cluster.wait_leader()].daemon.status()["commit_index"] // CHECKPOINT_EVERY
+    deadline = time.monotonic() + PATIENCE
+    while cluster[cluster.wait_leader()].daemon.status()["commit_index"] // CHECKPOINT_EVERY == passed:
+        workload.check()
+        cluster.check()
+        assert time.monotonic() < deadline, f"no checkpoint in {PATIENCE:g} s"
+        time.sleep(0.2)
 
 
 def wait_for_commits(cluster: Cluster, workload: Workload, committed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_a_private_server_is_fit(server: Server) -> None:
         assert inspection.errors == ()
         for finding in inspection.findings:
             run(connection, *finding.sql)
-        assert look(connection).findings == ()
+        # What takes another start: who holds a lock on MySQL.
+        assert [finding.check for finding in look(connection).findings if not finding.restart] == []
 
 
 BOTH = ("mysql", "mariadb")
@@ -272,9 +274,9 @@ def test_grants(server: Server, engine: Engine, replicate: str) -> None:
         with server.connect(user="raft daemon", password="secret") as connection:
             findings = found(look(connection, read), "grants")
             assert findings
-            *needed, definers = findings
-            assert {finding.severity for finding in needed} == {Severity.ERROR}
-            assert definers.severity is Severity.WARNING
+            severities = [finding.severity for finding in findings]
+            assert severities[0] is Severity.ERROR
+            assert severities.count(Severity.WARNING) >= 3, "definers, programs, transactions that keep apply waiting"
             for finding in findings:
                 run(root, *finding.sql)
         with server.connect(user="raft daemon", password="secret") as connection:
@@ -284,6 +286,17 @@ def test_grants(server: Server, engine: Engine, replicate: str) -> None:
             run(root, f"REVOKE {gone} ON *.* FROM 'raft daemon'@'localhost'")
             (finding,) = found(look(connection, read), "grants")
             assert finding.sql == (f"GRANT {gone} ON *.* TO 'raft daemon'@'localhost'",)
+
+
+def test_the_readme_grants_what_is_printed() -> None:
+    """And so does the account that the compose file makes."""
+    root = Path(__file__).parents[2]
+    read = settings("replicate: {include: ['*.*']}\n")
+    for mariadb, name in ((False, "README.md"), (True, "README.md"), (False, "deploy/compose/account.sh")):
+        text = " ".join((root / name).read_text().split())
+        for statement in grant_statements(read, mariadb, "x"):
+            for privilege in statement.removeprefix("GRANT ").partition(" ON ")[0].split(", "):
+                assert re.search(rf"\b{privilege}\b", text), (name, privilege)
 
 
 def test_what_somebody_elses_view_takes_to_be_made(server: Server, engine: Engine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mysqlraft.mysql.connection import Session, SessionLost, StatementError
-from mysqlraft.mysql.schema import SchemaError, describe, ensure_schema
+from mysqlraft.mysql.schema import VERSION, SchemaError, describe, ensure_schema
 from mysqlraft.sandbox.servers import Server
 
 
@@ -23,8 +23,9 @@ def test_the_schema_is_made_once_and_completed(server: Server) -> None:
     ensure_schema(session.query)
     assert list(session.query("SELECT COUNT(*) FROM mysqlraft.conflicts")) == [(0,)]
     assert session.query("SELECT applied FROM mysqlraft.progress")[0][0] == 7
-    session.query("UPDATE mysqlraft.version SET version = 2")
-    with pytest.raises(SchemaError, match="has version 2; this mysqlraft knows 1: upgrade it"):
+    newer = VERSION + 1
+    session.query(f"UPDATE mysqlraft.version SET version = {newer}")
+    with pytest.raises(SchemaError, match=f"has version {newer}; this mysqlraft knows {VERSION}: upgrade it"):
         ensure_schema(session.query)
     session.close()
 

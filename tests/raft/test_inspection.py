@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +76,11 @@ def test_a_damaged_key_hides_no_sound_entry(tmp_path: Path) -> None:
 
 
 def test_a_copy_is_gone_whatever_ends_the_reading(store: LevelDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr(Copy, "_copy", lambda *_: signal.raise_signal(signal.SIGINT))
+        patched.setattr(Copy, "_copy", interrupted)
         with pytest.raises(KeyboardInterrupt), Copy(store.directory):
             pass
     assert list(store.directory.glob(".reading-*")) == []

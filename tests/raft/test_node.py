@@ -17,13 +17,24 @@ from unittest.mock import create_autospec
 import msgpack
 import pytest
 
-from mysqlraft.raft import Configuration, LevelDBStore, MemoryStore, Node, Role, Server, SessionTable, StoreError
+from mysqlraft.raft import (
+    Configuration,
+    LevelDBStore,
+    MemoryStore,
+    Node,
+    Role,
+    Server,
+    SessionTable,
+    StoreError,
+    identity,
+)
 from mysqlraft.raft.bootstrap import bootstrap
 from mysqlraft.raft.channel import PING_SECONDS, SILENCE_SECONDS, Channel
 from mysqlraft.raft.configuration import ConfigurationError
 from mysqlraft.raft.entry import Entry, EntryKind
 from mysqlraft.raft.frames import HELLO, PING, PONG
 from mysqlraft.raft.handshake import MAGIC
+from mysqlraft.raft.identity import Rival
 from mysqlraft.raft.link import Link, _Outgoing
 from mysqlraft.raft.messages import AppendRequest, AppendResponse, Heartbeat, Message
 from mysqlraft.raft.progress import ProgressState
@@ -751,8 +762,12 @@ def framed(*fields: object) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def hello(version: int = PROTOCOL_VERSION, site: int = 1) -> bytes:
-    return framed(0, MAGIC, version, "test", site, 2, int(Channel.CONTROL), 77, 0, "", "")
+FIRST = Random(1).getrandbits(63)
+"""The incarnation of the first of two transports."""
+
+
+def hello(version: int = PROTOCOL_VERSION, site: int = 1, incarnation: int = FIRST) -> bytes:
+    return framed(0, MAGIC, version, "test", site, 2, int(Channel.CONTROL), incarnation, 0, "", "")
 
 
 def test_another_protocol_version_is_refused() -> None:
@@ -766,6 +781,64 @@ def test_another_protocol_version_is_refused() -> None:
 def test_a_second_daemon_with_the_same_site_id_is_refused() -> None:
     async def work(ends: Ends, first: Transport, second: Transport) -> None:
         assert b"another daemon calls itself site 2" in await raw(second.listener.port, hello(site=2))
+
+    with_transports(work)
+
+
+def test_another_daemon_with_a_sites_identity_is_refused_and_the_first_one_not_disturbed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(identity, "PROOF_SECONDS", 0.2)
+    monkeypatch.setattr("mysqlraft.raft.link.PING_SECONDS", dict.fromkeys(Channel, 0.1))
+
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        await until(lambda: first.connected(2))
+        resets = len(ends.resets)
+        rivals: list[tuple[int, Rival]] = []
+        copy = Transport(1, "test", Everybody(), ends.received.append, lambda site: None, Random(7))
+        copy.handshake.on_rival = lambda by, rival: rivals.append((by, rival))
+        await copy.start("127.0.0.1:0")
+        copy.set_peers({2: f"127.0.0.1:{second.listener.port}"})
+        await until(lambda: len(rivals) >= 3)
+        await copy.stop()
+        by, rival = rivals[0]
+        assert (by, rival.where, rival.proven) == (2, "127.0.0.1", True)
+        assert 0.2 < rival.seconds < 30
+        assert first.connected(2)
+        assert len(ends.resets) == resets, "nothing of the first one's was lost"
+
+    with_transports(work)
+    told = [record.getMessage() for record in caplog.records if "another daemon is site 1" in record.getMessage()]
+    assert sum("connection refused" in line for line in told) == 1, "one line at the one that refuses"
+    assert len(told) <= 1 + 2 * len(Channel), "and two at most, for each channel, at the one that is refused"
+
+
+def test_a_restarted_daemon_takes_its_place_at_once_and_after_a_power_cut_once_silence_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(identity, "PROOF_SECONDS", 0.2)
+    monkeypatch.setattr("mysqlraft.raft.listener.SILENCE_SECONDS", dict.fromkeys(Channel, 0.2))
+    monkeypatch.setattr("mysqlraft.raft.transport.GOSSIP_SECONDS", 0.1)
+
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        await until(lambda: first.connected(2))
+        first.set_peers({})  # it has ended, and its system has said so
+        await until(lambda: not second.listener.incoming)
+        reader, writer = await asyncio.open_connection("127.0.0.1", second.listener.port)
+        writer.write(hello(incarnation=8))
+        assert await reader.readexactly(len(framed(0))) == framed(0)
+        # Nothing more is heard of it. The next one is not told that two are alive.
+        rivals: list[Rival] = []
+        again = Transport(1, "test", Everybody(), ends.received.append, lambda site: None, Random(9))
+        again.handshake.on_rival = lambda by, rival: rivals.append(rival)
+        await again.start("127.0.0.1:0")
+        again.set_peers({2: f"127.0.0.1:{second.listener.port}"})
+        await until(lambda: again.connected(2))
+        assert rivals == []
+        assert await reader.read() == b"", "what was left of it is closed"
+        await again.stop()
+        writer.close()
 
     with_transports(work)
 

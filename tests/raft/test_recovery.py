@@ -231,7 +231,9 @@ def test_what_a_peers_file_does_not_say_stays(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ("[" * 60_000, "is not JSON"),
+        ("[" * 100_000, "is not JSON: larger than 65,536 characters"),
+        ("[" + "9" * 5000 + "]", "is not JSON"),
         ("{}", "is not a list of members"),
         ("[1]", "is not a list of members"),
         ("[]", "at least one voter"),

@@ -14,6 +14,7 @@ from mysqlraft.binlog.values import scalar
 from mysqlraft.replication.capture import Capture, CaptureState, position_now
 from mysqlraft.replication.entry import Payload, PayloadKind, decode
 from mysqlraft.replication.filters import TableFilter
+from mysqlraft.replication.pieces import joined
 from mysqlraft.sandbox.servers import Server
 
 PROGRESS = (
@@ -36,6 +37,7 @@ class Rig:
 
     def __init__(self, server: Server, start: CaptureState, *, tls: bool = False, **options: Any) -> None:
         self.server = server
+        self.start_state = start
         self.payloads: list[Payload] = []
         self.error: BaseException | None = None
         self._sequence = 1
@@ -47,7 +49,7 @@ class Rig:
         else:
             connect |= {"unix_socket": str(server.socket), "ssl_disabled": True}
         settings: dict[str, Any] = {"replicated": TableFilter(), "mark_seconds": 60.0} | options
-        self.capture = Capture(connect, self, start, session=7, server_id=900_002, **settings)
+        self.capture = Capture(connect, self, start, session=7, server_id=900_002, scan_server_id=900_003, **settings)
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -86,7 +88,7 @@ class Rig:
         name = f"sync_db_{self._syncs}"
         run(self.server, f"CREATE DATABASE {name}", f"DROP DATABASE {name}")
         wanted = f"DROP DATABASE {name}"
-        self.wait(lambda: any(p.ddl is not None and p.ddl.statement == wanted for p in self.payloads))
+        self.wait(lambda: any(p.ddl is not None and p.ddl.text == wanted for p in self.payloads))
 
     def state(self) -> CaptureState:
         """What the replicated state would hold now."""
@@ -96,10 +98,10 @@ class Rig:
     def log(self) -> list[Any]:
         """Readable: one list a unit, of (table, kind, before, after); a statement as text; "MARK"."""
         found: list[Any] = []
-        for payload in self.payloads:
+        for payload in joined(self.payloads):
             if payload.ddl is not None:
-                if "sync_db" not in payload.ddl.statement:
-                    found.append(payload.ddl.statement)
+                if "sync_db" not in payload.ddl.text:
+                    found.append(payload.ddl.text)
             elif payload.kind is PayloadKind.MARK:
                 found.append("MARK")
             for number, unit in enumerate(payload.units):

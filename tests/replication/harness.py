@@ -7,16 +7,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import pymysql
 from pymysql.cursors import Cursor
 
+from mysqlraft.binlog.place import Place
 from mysqlraft.raft.configuration import Configuration, Server
 from mysqlraft.replication.apply import Applier, ApplyState
-from mysqlraft.replication.capture import Capture, CaptureState, position_now
+from mysqlraft.replication.capture import Capture, CaptureState, UnitBroken, position_now
 from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, decode, kind_of
 from mysqlraft.replication.filters import TableFilter
+from mysqlraft.replication.pending_rows import PendingRows
 from mysqlraft.replication.state import LogEntry, ReplicationState, Step
 from mysqlraft.sandbox import servers as sandbox
 
@@ -69,6 +72,8 @@ class SiteLink:
         self._held = False
         self.kept: list[tuple[int, int, bytes]] = []
         self.limit: int | None = None
+        self.fetched = 0
+        """How many entries were read again."""
 
     def propose(self, session: int, sequence: int, payload: bytes) -> bool:
         with self._order:
@@ -77,6 +82,12 @@ class SiteLink:
             else:
                 self.log.append(self.site, session, sequence, payload)
         return True
+
+    def spoil(self, session: int, payload: bytes) -> None:
+        """These bytes take the next sequence of the session."""
+        with self._order:
+            last = max(e.sequence for e in self.log.entries if (e.origin, e.session) == (self.site, session))
+            self.log.append(self.site, session, last + 1, payload)
 
     @property
     def units_kept(self) -> int:
@@ -124,7 +135,9 @@ class SiteLink:
         return self.log.entries[self._next - 1 : end]
 
     def fetch(self, first: int, last: int) -> Iterator[LogEntry]:
-        return iter(self.log.entries[first - 1 : last])
+        for entry in self.log.entries[first - 1 : last]:
+            self.fetched += 1
+            yield entry
 
 
 class SiteUnderTest:
@@ -137,18 +150,28 @@ class SiteUnderTest:
         log: SharedLog,
         *,
         capture: dict[str, Any] | None = None,
+        account: tuple[str, str] | None = None,
         **options: Any,
     ) -> None:
-        """``options`` go to `Applier`, ``capture`` to `Capture`."""
+        """``options`` go to `Applier`, ``capture`` to `Capture`. ``account``: the daemon's, with its password."""
+        self._account = account or (server.user, server.password)
         self.number, self.server, self.log = number, server, log
         self.link = SiteLink(log, number)
         self._options = options
         self._capture_options: dict[str, Any] = {"replicated": TableFilter(), "mark_seconds": 0.2} | (capture or {})
+        self._pending = PendingRows()
         self._applier: Applier | None = None
         self._capture: Capture | None = None
         self._threads: list[threading.Thread] = []
         self._session = 0
         self.crashed: list[BaseException] = []
+        self._unfinished: list[Place] = []
+        self.void: list[str] = []
+        """Of each session that is void, of whichever site: why."""
+
+    @property
+    def capture(self) -> Capture | None:
+        return self._capture
 
     @property
     def applier(self) -> Applier:
@@ -168,8 +191,8 @@ class SiteUnderTest:
     def arguments(self) -> dict[str, Any]:
         return {
             "unix_socket": str(self.server.socket),
-            "user": self.server.user,
-            "password": self.server.password,
+            "user": self._account[0],
+            "password": self._account[1],
             "connect_timeout": 5,
             "ssl_disabled": True,
         }
@@ -181,6 +204,8 @@ class SiteUnderTest:
             connect=self.arguments(),
             log=self.link,
             dump_server_id=900 + self.number,
+            look_ahead_server_id=700 + self.number,
+            pending=self._pending,
             on_ready=self._ready,
             on_step=self._stepped,
             **self._options,
@@ -206,7 +231,15 @@ class SiteUnderTest:
         opening = Payload(PayloadKind.OPEN, flavour, state.index, here, (here.file, here.offset))
         self.link.propose(self._session, 1, opening.encode())
 
+    def spoil(self, payload: bytes) -> None:
+        """Has capture propose these bytes next, out of turn."""
+        self.link.spoil(self._session, payload)
+
     def _stepped(self, entry: LogEntry, step: Step, state: ReplicationState) -> None:
+        if step.void:
+            self.void.append(step.void)
+            if entry.origin == self.number:
+                self._reopen(state)
         if (entry.origin, entry.session, entry.sequence) != (self.number, self._session, 1) or not step.accepted:
             return
         origin = state.origins[self.number]
@@ -217,9 +250,26 @@ class SiteUnderTest:
             CaptureState(origin.resume, origin.done, origin.base),
             session=self._session,
             server_id=800 + self.number,
+            scan_server_id=600 + self.number,
+            pending=self._pending,
+            unfinished=tuple(self._unfinished),
             **self._capture_options,
         )
-        self._run(self._capture.run)
+        self._run(partial(self._capturing, self._capture))
+
+    def _capturing(self, capture: Capture) -> None:
+        try:
+            capture.run()
+        except UnitBroken as error:
+            if error.unfinished is not None:
+                self._unfinished.append(error.unfinished)
+            self.applier.ask(self._reopen)
+
+    def _reopen(self, state: ReplicationState) -> None:
+        """As `Replica` does it, but that the old capture proposes in vain for a while."""
+        if self._capture is not None:
+            self._capture.stop()
+        self._ready(state)
 
     def stop(self) -> None:
         """Ends both threads."""

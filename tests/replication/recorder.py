@@ -13,6 +13,7 @@ from mysqlraft.binlog.position import file_number
 from mysqlraft.binlog.stream import TransactionStream
 from mysqlraft.replication.capture import Capture, CaptureState, position_now
 from mysqlraft.replication.entry import Payload, PayloadKind, Position, decode
+from mysqlraft.replication.pieces import joined
 from mysqlraft.sandbox.servers import Server
 from tests.replication.harness import TIMEOUT, wait_for
 
@@ -51,10 +52,10 @@ def here(server: Server) -> Position:
 
 
 def record(server: Server, begin: Position, end: Position | None = None, **options: Any) -> list[Payload]:
-    """The payloads of everything between two places in the server's binlog (default: up to its end)."""
-    return [
-        payload for payload in _record(server, begin, end, **options).payloads if payload.kind is not PayloadKind.MARK
-    ]
+    """The payloads of everything between two places in the server's binlog (default: up to its end), rows in pieces
+    joined."""
+    payloads = joined(_record(server, begin, end, **options).payloads)
+    return [payload for payload in payloads if payload.kind is not PayloadKind.MARK]
 
 
 def record_encoded(server: Server, begin: Position, end: Position | None = None, **options: Any) -> list[bytes]:
@@ -71,6 +72,7 @@ def _record(server: Server, begin: Position, end: Position | None, **options: An
         CaptureState(begin, (begin.file, begin.offset), 0),
         session=1,
         server_id=700,
+        scan_server_id=701,
         replicated=lambda schema, table: schema not in ("mysql", "sys", "mysqlraft"),
         position="file",
         **options,

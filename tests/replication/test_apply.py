@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import random
+import struct
+import tempfile
 import threading
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pymysql
 import pytest
 
-from mysqlraft.replication import apply_session
+from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.mysql.connection import Session
+from mysqlraft.mysql.schema import ensure_schema
+from mysqlraft.replication import apply_session, certify, runs
 from mysqlraft.replication.apply import ApplyState
+from mysqlraft.replication.batch_writer import certification, progress
+from mysqlraft.replication.certify import Verdict
+from mysqlraft.replication.conflicts import ConflictWriter
 from mysqlraft.replication.entry import Ddl, Flavour, Payload, PayloadKind, Position, decode
+from mysqlraft.replication.policy import Certification
+from mysqlraft.replication.state import ReplicationState
 from mysqlraft.sandbox.servers import Engine, Server
 from tests.harness.pool import LendServers
 from tests.replication.harness import SETTLE, SharedLog, SiteUnderTest, checksum, run, settle, wait_for
@@ -25,10 +39,16 @@ TABLE = "CREATE TABLE s.t (id INT PRIMARY KEY, u INT UNIQUE, v VARCHAR(100))"
 
 
 @contextmanager
-def cluster(servers: Sequence[Server], *tables: str, **options: Any) -> Iterator[list[SiteUnderTest]]:
-    """Sites with schema `s` and these tables, capturing and applying."""
-    log = SharedLog(len(servers))
-    sites = [SiteUnderTest(n, server, log, **options) for n, server in enumerate(servers, 1)]
+def cluster(
+    servers: Sequence[Server], *tables: str, silent: int = 0, files: Path | None = None, **options: Any
+) -> Iterator[list[SiteUnderTest]]:
+    """Sites with schema `s` and these tables, capturing and applying, and so many members that say nothing. ``files``:
+    for those of each site's applier."""
+    log = SharedLog(len(servers) + silent)
+    sites = []
+    for n, server in enumerate(servers, 1):
+        own: dict[str, Any] = {} if files is None else {"directory": files / str(n)}
+        sites.append(SiteUnderTest(n, server, log, **options, **own))
     for site in sites:
         site.execute("CREATE DATABASE s", *(tables or (TABLE,)), *SETTLE)
     with ExitStack() as stack:
@@ -196,14 +216,66 @@ def test_killed_connections_and_new_daemons(servers: LendServers) -> None:
         assert two.applier.status.fallbacks == 0, "a unit came twice"
 
 
-def test_the_application_holds_a_lock(servers: LendServers) -> None:
+def test_daemons_come_back_while_a_member_is_silent_and_when_it_is_not(
+    servers: LendServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row keys are in files meanwhile, and a start reads little of the log; then the files go, and what certification
+    knows of tables is kept at the server."""
+    monkeypatch.setattr(certify, "GENERATION", 20)
+    monkeypatch.setattr(runs, "SMALLEST", 20)
+    load: Any = ReplicationState.load
+    start: Any = ReplicationState.__init__
+    for defaults in (load.__func__.__kwdefaults__, start.__kwdefaults__):
+        monkeypatch.setitem(defaults, "checkpoint_every", 10)
+
+    def write(first: int) -> None:
+        for number in range(first, first + 150):
+            one.execute(f"INSERT INTO s.t VALUES ({number}, {number}, 'one')")
+            two.execute(f"INSERT INTO s.t VALUES ({number % 50}, {-number}, 'two') ON DUPLICATE KEY UPDATE v = 'too'")
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+    def come_back() -> int:
+        """How many entries were read again."""
+        before = two.link.fetched
+        two.stop()
+        two.start()
+        wait_capturing(two)
+        return two.link.fetched - before
+
+    def third_site_speaks(sequence: int, kind: PayloadKind) -> int:
+        index, flavour = two.applier.status.index, decode(one.log.entries[-1].payload).flavour
+        payload = Payload(kind, flavour, index, Position("binlog", 4), ("binlog", 4))
+        one.log.append(3, 1, sequence, payload.encode())
+        return index
+
+    with cluster(servers(2), silent=1, files=tmp_path) as sites:
+        one, two = sites
+        write(0)
+        read, entries = come_back(), len(one.log.entries)
+        print(f"{one.server.engine}: {read} of {entries} entries were read again")
+        assert 0 < read < entries // 2
+        write(200)
+        assert two.execute("SELECT COUNT(*) FROM mysqlraft.certification") == [(0,)]
+        third_site_speaks(1, PayloadKind.OPEN)
+        third_site_speaks(2, PayloadKind.MARK)
+        write(400)
+        assert two.execute("SELECT COUNT(*) FROM mysqlraft.certification") == [(1,)]
+        index = third_site_speaks(3, PayloadKind.MARK)
+        wait_for(lambda: not list(tmp_path.rglob("memo-*")), 30, sites)
+        assert come_back() < len(one.log.entries) - index + 20
+        write(600)
+
+
+def test_the_application_holds_a_lock(servers: LendServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply_session, "LOCK_WAIT", 2)
     with cluster(servers(2)) as sites:
         one, two = sites
         one.execute("INSERT INTO s.t VALUES (1, 1, 'old'), (2, 2, 'old')")
         settle(sites)
         with closing(two.server.connect(autocommit=False)) as client, client.cursor() as cursor:
             run(cursor, "SELECT * FROM s.t WHERE id = 1 FOR UPDATE")
-            one.execute("UPDATE s.t SET v = 'new' WHERE id = 1")
+            one.execute("UPDATE s.t SET v = 'new' WHERE id IN (1, 2)")
             wait_for(lambda: two.applier.status.state is ApplyState.RETRYING, 30, two)
             assert "1205" in two.applier.status.reason
             # Between its attempts apply holds nothing that others may wait for.
@@ -296,6 +368,96 @@ def test_a_row_too_large_for_the_server(servers: LendServers) -> None:
         same_everywhere(sites, "s.t")
 
 
+def test_many_large_conflicts_in_one_batch(servers: LendServers) -> None:
+    """Their history is cut into statements and packets that every server takes; what is cut is so at every site."""
+    table = "CREATE TABLE s.t (id INT PRIMARY KEY, v TEXT CHARACTER SET utf8mb4, UNIQUE KEY (v(8)))"
+    with cluster(servers(2), table) as sites:
+        one, two = sites
+        two.stop()
+        two.execute("SET GLOBAL max_allowed_packet = 1048576")
+        two.start()
+        wait_capturing(two)
+        for site in sites:
+            site.link.hold()
+        # 16,383 characters of four bytes each; each row and its key are larger than what is kept of them.
+        one.execute(
+            "INSERT INTO s.t WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 120)"
+            " SELECT n, CONCAT(LPAD(n, 8, '0'), REPEAT(_utf8mb4 0xF09F9880, 16000)) FROM n"
+        )
+        two.execute(
+            "INSERT INTO s.t WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 120)"
+            " SELECT n + 1000, CONCAT(LPAD(n, 8, '0'), REPEAT(_utf8mb4 0xF09F9883, 16000)) FROM n"
+        )
+        wait_for(lambda: one.link.units_kept == two.link.units_kept == 1, 30, sites)
+        one.link.release()
+        two.link.release()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        found = two.execute(
+            "SELECT COUNT(*), MAX(LENGTH(row_key)), MAX(LENGTH(image)), MAX(image LIKE '%(cut: %')"
+            " FROM mysqlraft.conflicts"
+        )
+        ((count, *lengths, cut),) = found
+        assert (count, cut) == (120, 1)
+        assert all(16000 < length < 16500 for length in lengths)
+
+
+def test_a_large_state_is_written_in_pieces(server: Server) -> None:
+    state = random.Random(1).randbytes(1000)
+    with closing(Session(server.connect)) as session:
+        ensure_schema(session.query)
+        for size in (1, 15, 16, 17, 1000):
+            statements = progress(size, state[:size], 64)
+            assert max(map(len, statements)) < 64 + 60
+            session.run(statements)
+            assert apply_session.read_progress(session) == (size, state[:size])
+            statements = certification(state[:size], 64)
+            assert max(map(len, statements)) < 64 + 60
+            session.run(statements)
+            assert apply_session.read_certification(session) == state[:size]
+
+
+class _LastWriters:
+    """Every entry wrote the same rows."""
+
+    def __init__(self, payload: Payload) -> None:
+        self._encoded = payload.encode()
+        self.read_again: list[int] = []
+
+    def indices_of(self, index: int) -> Sequence[int]:
+        return [index]
+
+    def read(self, indices: Sequence[int]) -> list[Payload]:
+        self.read_again += indices
+        return [decode(self._encoded) for _ in indices]
+
+
+def test_the_rows_of_last_writers_take_bounded_memory(servers: LendServers) -> None:
+    """Conflicts with 100 entries of 0.9 MB each, twice; small entries are read once."""
+    (server,) = servers(1)
+    with closing(server.connect()) as client, client.cursor() as cursor:
+        run(cursor, "CREATE DATABASE s", "CREATE TABLE s.t (id INT PRIMARY KEY, v LONGTEXT)")
+        begin = here(server)
+        run(cursor, "INSERT INTO s.t VALUES (1, REPEAT('x', 900000))", "INSERT INTO s.t VALUES (2, 'x')")
+    large, small = [(payload, unit) for payload in record(server, begin) for unit in payload.units]
+    for (payload, unit), most, reads in ((large, 40 << 20, 200), (small, 1 << 20, 100)):
+        entries = _LastWriters(replace(payload, units=[unit]))
+        (key,) = struct.unpack("<Q", unit.keys)
+        change = unit.changes[0]
+        with closing(ServerKeySource(server.connect)) as source:
+            writer = ConflictWriter(source, entries)
+            tracemalloc.start()
+            for number in range(200):
+                met = Certification(1000, 1, False, Verdict.CONFLICT, [(key, 1 + number % 100, 2)])
+                (conflict,) = writer.describe(met, 0, [(payload.tables[change.table], change, 0)], "")
+                assert conflict.other_index == 1 + number % 100
+            held, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        print(f"{held:,} bytes held, {peak:,} at most, {len(entries.read_again)} reads")
+        assert held < most
+        assert len(entries.read_again) == reads
+
+
 def test_units_in_parts(servers: LendServers) -> None:
     """Transactions of several entries: atomic, whether clean, in conflict or written again."""
     with cluster(servers(2), capture={"part_bytes": 4096}) as sites:
@@ -319,11 +481,90 @@ def test_units_in_parts(servers: LendServers) -> None:
         assert count == 500, note
 
 
+def test_the_parts_of_a_unit_are_read_once_for_all_conflicts_with_it(servers: LendServers) -> None:
+    """Rows that it wrote several times included: the last is what the history shows."""
+    with cluster(servers(2), capture={"part_bytes": 4096}) as sites:
+        one, two = sites
+        rows = ",".join(f"({n}, {n}, REPEAT('x', 90))" for n in range(3000))
+        one.execute(f"INSERT INTO s.t VALUES {rows}")
+        settle(sites)
+        for site in sites:
+            site.link.hold()
+        with closing(one.server.connect()) as client, client.cursor() as cursor:
+            run(
+                cursor,
+                "BEGIN",
+                "UPDATE s.t SET v = CONCAT('one', id)",
+                "UPDATE s.t SET u = 10000 + u WHERE id < 10",
+                "DELETE FROM s.t WHERE id BETWEEN 5 AND 9",
+                "UPDATE s.t SET u = 5, v = 'five' WHERE id = 2999",
+                "COMMIT",
+            )
+        with closing(two.server.connect()) as client, client.cursor() as cursor:
+            for number in range(50):
+                run(cursor, f"UPDATE s.t SET v = 'two' WHERE id = {number * 51}")
+        wait_for(lambda: one.link.units_kept == 1 and two.link.units_kept == 50, 30, sites)
+        parts = len(one.link.kept)
+        assert parts > 20
+        one.link.release()
+        for site in sites:
+            site.wait_applied()
+        for site in sites:
+            site.link.fetched = 0
+        two.link.release()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        found = one.execute(
+            "SELECT row_key, type, other_image FROM mysqlraft.conflicts ORDER BY log_index, unit_number"
+        )
+        assert len(found) == 51
+        assert found[0] == ('{"id": 0}', "update_origin_change", '{"id": 0, "u": 10000, "v": "one0"}')
+        assert found[1] == ('{"u": 0}', "update_missing", None)
+        assert found[2] == ('{"id": 51}', "update_origin_change", '{"id": 51, "u": 51, "v": "one51"}')
+        for site in sites:
+            # All parts once, and one for each conflict.
+            assert site.link.fetched <= parts + 50 + 10, (site.link.fetched, parts)
+
+
+def _has_retried(site: SiteUnderTest) -> bool:
+    return site.applier.status.retries > 3
+
+
+def test_no_room_for_temporary_files(servers: LendServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apply says so while there is none, and goes on once there is."""
+    with cluster(servers(2), capture={"part_bytes": 4096}) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES " + ",".join(f"({n}, {n}, REPEAT('x', 90))" for n in range(300)))
+        settle(sites)
+        for site in sites:
+            site.link.hold()
+        one.execute("UPDATE s.t SET v = 'one'")
+        two.execute("UPDATE s.t SET v = 'two' WHERE id = 7")
+        wait_for(lambda: one.link.units_kept == two.link.units_kept == 1, 30, sites)
+        one.link.release()
+        for site in sites:
+            site.wait_applied()
+        gone = tmp_path / "gone"
+        monkeypatch.setattr(tempfile, "tempdir", str(gone))
+        two.link.release()
+        for site in sites:
+            wait_for(partial(_has_retried, site), 30, site)
+            assert site.applier.status.state is ApplyState.RETRYING
+            assert str(gone) in site.applier.status.reason
+            assert "TMPDIR" in site.applier.status.reason
+        gone.mkdir()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        for site in sites:
+            assert site.applier.status.state is ApplyState.RUNNING
+            assert not site.applier.status.reason
+
+
 def test_rows_and_statements_of_the_other_kind_of_server_are_refused(servers: LendServers, engine: Engine) -> None:
     """Their events would not be understood, or worse."""
     other = Flavour.MYSQL if engine == "mariadb" else Flavour.MARIADB
     place = Position("binlog.000001", 4)
-    statement = Ddl([("s", "x")], "CREATE TABLE s.x (id INT PRIMARY KEY)", "", {}, 0)
+    statement = Ddl([("s", "x")], b"CREATE TABLE s.x (id INT PRIMARY KEY)", "", {}, 0)
     with cluster(servers(1)) as (site,):
         begin = here(site.server)
         site.execute("INSERT INTO s.t VALUES (1, 1, 'x')")

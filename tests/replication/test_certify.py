@@ -59,6 +59,7 @@ def test_generations_and_large_units_are_one_map(seed: int, monkeypatch: pytest.
         else:
             certifier.enter(index, origin, base, packed(keys), T, verdict)
         plain.enter(index, origin, keys, verdict)
+        certifier.tend()
         if rng.random() < 0.3:
             certifier.forget(min(bases.values()))
     assert certifier.floor > 0
@@ -69,6 +70,7 @@ def test_what_lies_below_the_floor_is_given_back(monkeypatch: pytest.MonkeyPatch
     certifier = Certifier()
     for index in range(1, 2001):
         certifier.certify(index, 1, index - 1, packed([index * 3, index * 3 + 1]), T)
+        certifier.tend()
         certifier.forget(index - 60)
     assert len(certifier) <= 300
     certifier.forget(2000)
@@ -128,7 +130,7 @@ def test_what_makes_a_statement_raced_survives_a_rebuild() -> None:
     certifier.forget(4)
     rebuilt.forget(4)
     rebuilt.certify(5, 1, 3, packed([1]), T)
-    rebuilt.crossed = certifier.crossed
+    rebuilt.restore(certifier.floor, certifier.tables)
     assert rebuilt.certify(6, 1, 4, packed([1]), T) is certifier.certify(6, 1, 4, packed([1]), T) is Verdict.CLEAN
     assert rebuilt.certify_ddl(7, 1, 4, T) is certifier.certify_ddl(7, 1, 4, T) is Verdict.CLEAN
 
@@ -149,3 +151,41 @@ def test_a_wild_unit_meets_every_row_of_its_table() -> None:
     assert certifier.certify(3, 2, 1, packed([3]), T) is Verdict.REASSERT
     assert certifier.certify(4, 1, 2, packed([4]), OTHER, wild=OTHER) is Verdict.CLEAN
     assert certifier.certify(5, 1, 2, packed([5]), T, wild=T) is Verdict.REASSERT
+
+
+MAKES, REPLACES, INDEXES = 0x11, 0x20, 0x31
+"""Repetitions: of a statement that only makes something, one that may replace it, and another one that only makes."""
+
+
+@pytest.mark.parametrize("repetition", [MAKES, REPLACES])
+def test_the_same_statement_of_two_sites_at_once(repetition: int) -> None:
+    certifier = Certifier()
+    assert certifier.certify_ddl(1, 1, 0, T, repetition=repetition) is Verdict.CLEAN
+    assert certifier.certify_ddl(2, 2, 0, T, repetition=repetition) is Verdict.CLEAN
+    assert certifier.certify_ddl(3, 3, 0, T, repetition=0x40) is Verdict.CONFLICT
+    assert certifier.certify_ddl(4, 4, 0, T, repetition=repetition) is Verdict.CONFLICT  # of what the third one did
+    assert certifier.certify_ddl(5, 1, 4, T, repetition=repetition) is Verdict.CLEAN
+
+
+def test_rows_race_a_statement_that_another_site_ran_too() -> None:
+    certifier = Certifier()
+    certifier.certify_ddl(1, 1, 0, T, repetition=REPLACES)
+    certifier.certify(2, 1, 1, packed([1]), T)
+    assert certifier.certify_ddl(3, 2, 0, T, repetition=REPLACES) is Verdict.REASSERT
+    assert certifier.certify_ddl(4, 2, 3, T, repetition=REPLACES) is Verdict.CLEAN
+
+
+def test_two_sites_that_start_with_the_same_statements() -> None:
+    """CREATE TABLE IF NOT EXISTS and CREATE INDEX IF NOT EXISTS: neither undoes what the other made."""
+    for order in ("1122", "1212", "1221"):
+        certifier = Certifier()
+        statements = {"1": iter((MAKES, INDEXES)), "2": iter((MAKES, INDEXES))}
+        for index, site in enumerate(order, 1):
+            verdict = certifier.certify_ddl(index, int(site), 0, T, repetition=next(statements[site]))
+            assert verdict is Verdict.CLEAN, (order, index)
+
+
+def test_what_only_makes_something_does_not_stand_beside_what_the_other_site_does_not_have() -> None:
+    certifier = Certifier()
+    certifier.certify_ddl(1, 1, 0, T, repetition=MAKES)
+    assert certifier.certify_ddl(2, 2, 0, T, repetition=INDEXES) is Verdict.CONFLICT

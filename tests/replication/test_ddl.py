@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import pymysql
 import pytest
 
 from mysqlraft.binlog.dump import DumpConnection
@@ -12,6 +13,7 @@ from mysqlraft.replication import ddl
 from mysqlraft.replication.apply_session import open_session, setup
 from mysqlraft.replication.entry import Ddl, PayloadKind, decode
 from mysqlraft.replication.filters import TableFilter
+from mysqlraft.sandbox.servers import Engine
 from tests.harness.pool import LendServers
 from tests.replication.harness import SharedLog, SiteUnderTest, settle, wait_for
 from tests.replication.recorder import connection
@@ -96,17 +98,17 @@ def test_a_session_in_a_schema_that_the_other_site_does_not_have(servers: LendSe
     session = open_session(partial(connection, server))
     run = partial(ddl.run, session)
     session.run([b"CREATE DATABASE app", b"CREATE TABLE app.model (id INT PRIMARY KEY)", b"CREATE DATABASE mysqlraft"])
-    run(Ddl([], "CREATE TABLE made (id INT PRIMARY KEY)", "app", {}, 0))
+    run(Ddl([], b"CREATE TABLE made (id INT PRIMARY KEY)", "app", {}, 0))
     intent = ddl.Intent(1, *ddl.binlog_end(session))
-    made = Ddl([], "CREATE TABLE app.t (id INT PRIMARY KEY)", "private", {}, 0)
+    made = Ddl([], b"CREATE TABLE app.t (id INT PRIMARY KEY)", "private", {}, 0)
     run(made)
     reader = {"unix_socket": str(server.socket), "user": server.user, "password": server.password, "ssl_disabled": True}
     assert ddl.has_run(session, made, intent, lambda: DumpConnection(reader, 77_001))
-    other = Ddl([], "CREATE TABLE app.other (id INT PRIMARY KEY)", "private", {}, 0)
+    other = Ddl([], b"CREATE TABLE app.other (id INT PRIMARY KEY)", "private", {}, 0)
     assert not ddl.has_run(session, other, intent, lambda: DumpConnection(reader, 77_001))
     for statement in ("CREATE TABLE t (id INT PRIMARY KEY)", "CREATE TABLE app.u LIKE model"):
         with pytest.raises(StatementError):
-            run(Ddl([], statement, "private", {}, 0))
+            run(Ddl([], statement.encode(), "private", {}, 0))
     session.close()
 
 
@@ -183,7 +185,7 @@ def test_a_table_that_was_altered_here_and_nobody_knows_yet(servers: LendServers
         one.execute("INSERT INTO s.t VALUES (1, 10, 100)")
         settle(sites)
         two.link.hold()
-        two.execute("ALTER TABLE s.t ADD COLUMN w INT AFTER id, MODIFY b INT UNSIGNED")
+        two.execute("ALTER TABLE s.t MODIFY b INT UNSIGNED AFTER id")
         before = units_logged(one)
         one.execute("INSERT INTO s.t VALUES (2, 20, 200)")
         # It has to come before the statement in the log.
@@ -299,3 +301,226 @@ def test_a_unit_that_does_not_know_a_new_unique_key(servers: LendServers) -> Non
         settle(sites)
         same_everywhere(sites, "s.t")
         assert one.execute("SELECT id FROM s.t") == [(2,)]
+
+
+SETTINGS = (
+    ("SET explicit_defaults_for_timestamp = OFF", "(id INT PRIMARY KEY, a TIMESTAMP)"),
+    ("SET NAMES utf8mb4 COLLATE utf8mb4_unicode_520_ci", "(id INT PRIMARY KEY, a VARCHAR(9) DEFAULT 'é')"),
+    ("SET character_set_client = utf8mb3, collation_connection = utf8mb3_bin", "(id INT PRIMARY KEY, a CHAR(9))"),
+    ("SET collation_database = latin1_bin", "(id INT PRIMARY KEY, a VARCHAR(9))"),
+    ("SET collation_server = latin1_bin", "(id INT PRIMARY KEY, a VARCHAR(9))"),
+    ("SET time_zone = '+09:00'", "(id INT PRIMARY KEY, a TIMESTAMP NULL DEFAULT '2024-01-01 12:00:00')"),
+    ("SET sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'", "(\"id\" INT PRIMARY KEY, a VARCHAR(9) DEFAULT '\\')"),
+    ("SET sql_mode = 'REAL_AS_FLOAT'", "(id INT PRIMARY KEY, a REAL)"),
+    ("SET lc_time_names = 'de_DE', auto_increment_increment = 3", "(id INT AUTO_INCREMENT PRIMARY KEY)"),
+    ("SET foreign_key_checks = 0", "(id INT PRIMARY KEY, p INT, FOREIGN KEY (p) REFERENCES nowhere (id))"),
+    ("SET innodb_strict_mode = OFF", "(id INT PRIMARY KEY) ROW_FORMAT = COMPRESSED KEY_BLOCK_SIZE = 5"),
+)
+SETTINGS_OF_ONE_KIND = {
+    "mariadb": (
+        ("SET NAMES utf8mb4 COLLATE utf8mb4_uca1400_spanish_as_cs", "(id INT PRIMARY KEY, a VARCHAR(9) DEFAULT 'é')"),
+        ("SET NAMES utf8mb3 COLLATE utf8mb3_uca1400_ai_ci", "(id INT PRIMARY KEY, a VARCHAR(9) DEFAULT 'é')"),
+        ("SET sql_mode = 'ORACLE'", "(id INT PRIMARY KEY, a VARCHAR2(9))"),
+    ),
+    "mysql": (
+        ("SET default_collation_for_utf8mb4 = utf8mb4_general_ci", "(id INT PRIMARY KEY, a CHAR(9)) CHARSET utf8mb4"),
+        ("SET sql_generate_invisible_primary_key = ON", "(a INT)"),
+        ("SET sql_require_primary_key = ON, default_collation_for_utf8mb4 = 255", "(a INT PRIMARY KEY)"),
+    ),
+}
+
+
+def test_the_settings_that_a_statement_depends_on(servers: LendServers, engine: Engine) -> None:
+    """Whatever the session of a statement was like, its table is the same at every site."""
+    with cluster(servers(2)) as sites:
+        one, _ = sites
+        cases = SETTINGS + SETTINGS_OF_ONE_KIND[engine]
+        for number, (setting, definition) in enumerate(cases):
+            one.execute(setting, f"CREATE TABLE s.case_{number} {definition}", database="s")
+        settle(sites)
+        for number, case in enumerate(cases):
+            found = [definitions(site, f"s.case_{number}") for site in sites]
+            assert found[0] == found[1], case
+
+
+def test_checks_that_a_statement_did_without(servers: LendServers, engine: Engine) -> None:
+    """A MariaDB session may add a CHECK that rows violate, and drop what may not be there."""
+    if engine == "mysql":
+        return
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'a')")
+        one.execute("SET check_constraint_checks = 0", "ALTER TABLE s.t ADD CONSTRAINT c CHECK (u > 5)")
+        one.execute("SET check_constraint_checks = 0", "INSERT INTO s.t VALUES (2, 2, 'b')", "UPDATE s.t SET v = 'c'")
+        one.execute("SET sql_if_exists = 1", "ALTER TABLE s.nope ADD COLUMN w INT", "DROP TABLE s.nope")
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        assert definitions(one, "s.t") == definitions(two, "s.t")
+
+
+def test_events_run_at_the_site_that_made_them(servers: LendServers) -> None:
+    """They are at every site, and disabled at all but the one that made them or enabled them last."""
+    states = "SELECT event_name, status, definer, event_comment FROM information_schema.events ORDER BY event_name"
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        for site in sites:
+            site.execute("SET GLOBAL event_scheduler = ON")
+        one.execute(
+            "CREATE EVENT s.each ON SCHEDULE EVERY 1 SECOND DO INSERT INTO s.t (id) SELECT IFNULL(MAX(id), 0) + 1"
+            " FROM s.t",
+            "CREATE EVENT s.later ON SCHEDULE AT '2036-01-01' DISABLE COMMENT 'é' DO SET @a = 1",
+            "CREATE EVENT s.once ON SCHEDULE AT CURRENT_TIMESTAMP + INTERVAL 1 SECOND DO SET @a = 1",
+        )
+        wait_for(lambda: two.execute("SELECT COUNT(*) FROM s.t") > [(2,)], 30, sites)
+        disabled = "REPLICA_SIDE_DISABLED" if one.server.engine == "mysql" else "SLAVESIDE_DISABLED"
+        assert two.execute(states)[0] == ("each", disabled, "root@localhost", "")
+        # What is over at the site that ran it is over everywhere.
+        wait_for(lambda: not two.execute("SHOW EVENTS FROM s LIKE 'once'"), 30, sites)
+        assert two.execute(states)[1] == ("later", disabled, "root@localhost", "é")
+        two.execute("ALTER EVENT s.each COMMENT 'mine'")
+        settle(sites)
+        assert one.execute(states)[0] == ("each", "ENABLED", "root@localhost", "mine")
+        two.execute("ALTER EVENT s.each ENABLE")
+        settle(sites)
+        assert [site.execute(states)[0][1] for site in sites] == [disabled, "ENABLED"]
+        one.execute("SET NAMES gbk", "ALTER EVENT s.later DISABLE", "ALTER EVENT s.later DO SET @b = '中'")
+        two.execute("DROP EVENT s.each")
+        settle(sites)
+        two.execute("DROP EVENT s.later")
+        settle(sites)
+        assert [site.execute(states) for site in sites] == [[], []]
+        same_everywhere(sites, "s.t")
+
+
+HARMLESS = (
+    "CREATE TABLE IF NOT EXISTS s.t (id INT PRIMARY KEY)",
+    "CREATE TABLE IF NOT EXISTS s.t LIKE s.other",
+    "DROP TABLE IF EXISTS s.nope, s.never",
+    "CREATE DATABASE IF NOT EXISTS s",
+    "DROP DATABASE IF EXISTS nope",
+    "DROP VIEW IF EXISTS s.nope",
+    "DROP TRIGGER IF EXISTS s.nope",
+    "DROP PROCEDURE IF EXISTS s.nope",
+    "DROP FUNCTION IF EXISTS s.nope",
+    "DROP EVENT IF EXISTS s.nope",
+    "CREATE VIEW IF NOT EXISTS s.v AS SELECT 1",
+    "CREATE PROCEDURE IF NOT EXISTS s.p() SELECT 1",
+    "CREATE TRIGGER IF NOT EXISTS s.tr BEFORE INSERT ON s.other FOR EACH ROW SET @a = 1",
+    "CREATE EVENT IF NOT EXISTS s.e ON SCHEDULE EVERY 1 DAY DO SET @a = 1",
+    "CREATE OR REPLACE VIEW s.w AS SELECT id FROM s.t",
+)
+HARMLESS_IN_MARIADB = (
+    "ALTER TABLE s.t ADD COLUMN IF NOT EXISTS u INT",
+    "CREATE INDEX IF NOT EXISTS i ON s.t (v)",
+    "DROP INDEX IF EXISTS nope ON s.t",
+    "DROP SEQUENCE IF EXISTS s.nope",
+    "ALTER TABLE IF EXISTS s.nope ADD COLUMN w INT",
+)
+OTHER = "CREATE TABLE s.other (id INT PRIMARY KEY)"
+
+
+def test_what_applications_run_at_every_start_stops_nobody(servers: LendServers, engine: Engine) -> None:
+    """Two sites at once, first where some of it makes something, then where nothing does; and writers beside them."""
+    statements = HARMLESS + (HARMLESS_IN_MARIADB if engine == "mariadb" else ())
+    with cluster(servers(2), TABLE, OTHER) as sites:
+        logged = []
+        for turn in range(2):
+            logged.append(len(statements_in(sites[0].log)))
+            for site in sites:
+                site.link.hold()
+            for site in sites:
+                site.execute(*statements, f"INSERT INTO s.t VALUES ({turn * 10 + site.number}, NULL, 'x')")
+            wait_for(lambda: all(site.link.units_kept for site in sites), 30, sites)
+            for site in sites:
+                site.link.release()
+            settle(sites)
+        count = len(statements_in(sites[0].log)) - logged[1]
+        print(f"{engine}: {count} of {2 * len(statements)} statements that do nothing are in the log")
+        if engine == "mysql":
+            assert count == 2, "but for OR REPLACE nothing was done"
+        same_everywhere(sites, "s.t", "s.other")
+        assert definitions(sites[0], "s.t", "s.v", "s.w") == definitions(sites[1], "s.t", "s.v", "s.w")
+
+
+def test_a_table_that_two_new_sites_make(servers: LendServers) -> None:
+    """The same definition, and rows at once; another definition is another matter."""
+    with cluster(servers(2)) as sites:
+        for site in sites:
+            site.link.hold()
+        for site in sites:
+            site.execute(
+                "CREATE DATABASE IF NOT EXISTS app",
+                "CREATE TABLE IF NOT EXISTS app.made (id INT PRIMARY KEY, v INT)",
+                f"INSERT INTO app.made VALUES ({site.number}, 1), (9, {site.number})",
+            )
+        wait_for(lambda: all(site.link.units_kept for site in sites), 30, sites)
+        for site in sites:
+            site.link.release()
+        settle(sites)
+        same_everywhere(sites, "app.made")
+        assert sites[0].execute("SELECT id FROM app.made ORDER BY id") == [(1,), (2,), (9,)]
+        at_once(sites, *(f"CREATE TABLE IF NOT EXISTS app.x (id INT, n{site.number} INT)" for site in sites))
+        (reason,) = {site.wait_stopped() for site in sites}
+        assert "another site changed app.x at the same time" in reason
+
+
+def test_a_table_that_is_made_with_rows_unless_it_is_there(servers: LendServers) -> None:
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        make = "CREATE TABLE IF NOT EXISTS s.made (PRIMARY KEY (id)) AS SELECT 7 AS id"
+        one.execute(make, make, "INSERT INTO s.made VALUES (8)")
+        settle(sites)
+        assert two.execute("SELECT id FROM s.made ORDER BY id") == [(7,), (8,)]
+
+
+def test_a_table_of_another_engine_does_nothing_in_mysqls_dictionary(servers: LendServers) -> None:
+    """It is made and dropped all the same."""
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute("CREATE TABLE IF NOT EXISTS s.m (id INT PRIMARY KEY) ENGINE = MyISAM")
+        settle(sites)
+        assert two.execute("SHOW TABLES FROM s LIKE 'm'")
+        one.execute("DROP TABLE IF EXISTS s.m, s.nope")
+        settle(sites)
+        assert not two.execute("SHOW TABLES FROM s LIKE 'm'")
+
+
+def test_a_list_of_which_not_all_is_there(servers: LendServers, engine: Engine) -> None:
+    """MariaDB drops the rest, and writes all of it to its binlog."""
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute("CREATE TABLE s.a (id INT PRIMARY KEY)", "CREATE VIEW s.v AS SELECT 1")
+        for statement in ("DROP TABLE s.a, s.nope", "DROP VIEW s.v, s.nope"):
+            with pytest.raises(pymysql.err.OperationalError):
+                one.execute(statement)
+        settle(sites)
+        assert one.execute("SHOW TABLES FROM s") == two.execute("SHOW TABLES FROM s")
+        assert len(one.execute("SHOW TABLES FROM s")) == (3 if engine == "mysql" else 1)
+
+
+def test_temporary_tables_with_the_names_of_others(servers: LendServers, engine: Engine) -> None:
+    """A session that logs statements writes what it does to them as of any table; MariaDB so writes RENAME always."""
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'a')")
+        settle(sites)
+        before = definitions(two, "s.t")
+        formats = ("ROW", "STATEMENT") if engine == "mysql" else ("ROW", "MIXED", "STATEMENT")
+        for number, form in enumerate(formats):
+            one.execute(
+                f"SET SESSION binlog_format = {form}",
+                "CREATE TEMPORARY TABLE s.t (id INT PRIMARY KEY)",
+                "ALTER TABLE s.t ADD COLUMN w INT",
+                "CREATE INDEX i ON s.t (w)",
+                "DROP INDEX i ON s.t",
+                "TRUNCATE TABLE s.t",
+                f"RENAME TABLE s.t TO s.u{number}" if engine == "mariadb" else f"ALTER TABLE s.t RENAME TO s.u{number}",
+                f"DROP TABLE s.u{number}",
+            )
+            settle(sites)
+        one.execute("RENAME TABLE s.t TO s.v, s.v TO s.t", "ALTER TABLE s.t COMMENT 'x'", "RENAME TABLE s.t TO s.w")
+        one.execute("RENAME TABLE s.w TO s.t")
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        assert two.execute("SELECT id FROM s.t") == [(1,)]
+        assert definitions(two, "s.t")[0] == f"{before[0]} COMMENT='x'"

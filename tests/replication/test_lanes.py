@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import random
 import struct
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from unittest.mock import patch
 
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.rows import layout_of
 from mysqlraft.binlog.tablemap import parse
-from mysqlraft.mysql.connection import Session
+from mysqlraft.mysql.connection import Session, StatementError
 from mysqlraft.mysql.schema import ensure_schema
 from mysqlraft.replication.apply_session import open_session
 from mysqlraft.replication.batch import Batch
 from mysqlraft.replication.batch_writer import BatchWriter
 from mysqlraft.replication.careful_lane import CarefulLane
 from mysqlraft.replication.entry import Change, ChangeKind, Payload
+from mysqlraft.replication.pieces import joined
 from mysqlraft.replication.row_events import Item, Statement, statements
 from mysqlraft.replication.tables import LocalTables
 from mysqlraft.sandbox.servers import Server
@@ -68,7 +70,7 @@ def items_of(payloads: list[Payload]) -> list[Item]:
     """Everything that the payloads write."""
     return [
         Item(payload.tables[change.table], change, unit.committed_at)
-        for payload in payloads
+        for payload in joined(payloads)
         for unit in payload.units
         for change in unit.changes
     ]
@@ -246,3 +248,84 @@ def test_triggers_do_not_fire_and_foreign_keys_are_not_looked_at(servers: LendSe
             assert run(cursor, "SELECT * FROM s.parent ORDER BY id") == [(2,), (4,)]
             assert run(cursor, "SELECT * FROM s.child ORDER BY id") == [(20, 2), (30, 1)]
             assert run(cursor, "SELECT * FROM s.noted") == []
+
+
+PREFIXED = (
+    "c TEXT COLLATE utf8mb4_bin",
+    "c TEXT COLLATE utf8mb4_unicode_ci",
+    "c VARCHAR(200) COLLATE utf8mb4_general_ci",
+    "c VARCHAR(200) CHARACTER SET latin1",
+    "c BLOB",
+    "c VARBINARY(200)",
+)
+"""Columns whose unique keys are on their first characters only."""
+
+
+def test_a_prefix_key_is_looked_up_by_its_index(servers: LendServers) -> None:
+    """Nothing but the row itself is locked, and no other row's lock is waited for; also in a table of 100,000 rows."""
+    (server,) = servers(1)
+    table = "CREATE TABLE s.p (id INT PRIMARY KEY, {}, v INT NOT NULL, UNIQUE KEY `k k` (c(9)))"
+    variable = "cte_max_recursion_depth" if server.engine == "mysql" else "max_recursive_iterations"
+    fill = (
+        "INSERT INTO s.p WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {})"
+        " SELECT i, CONCAT('a%_', CHAR(92 USING latin1), LPAD(i, 5, '0'), 'tail'), i FROM n"
+    )
+    with server.connect() as client, client.cursor() as cursor, server.connect() as other, other.cursor() as holder:
+        run(cursor, "CREATE DATABASE s", f"SET SESSION {variable} = 1000000")
+        for column in PREFIXED:
+            rows = 99_999 if column is PREFIXED[1] else 500
+            run(cursor, "DROP TABLE IF EXISTS s.p", table.format(column))
+            begin = here(server)
+            values = "(-1, CONCAT('a%_', CHAR(92 USING latin1), '00250other'), 7), (-2, 'short', 8), (-3, '', 9)"
+            run(cursor, f"INSERT INTO s.p VALUES {values}")
+            items = items_of(record(server, begin))
+            run(cursor, "DELETE FROM s.p", fill.format(rows), "ANALYZE TABLE s.p")
+            with lane_at(server) as lane:
+                lane.session.run([b"SET SESSION innodb_lock_wait_timeout = 1"])
+                # The application holds all rows but the one that has to give way.
+                run(
+                    holder,
+                    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+                    "BEGIN",
+                    "SELECT * FROM s.p WHERE id <> 250 FOR UPDATE",
+                )
+                started = time.monotonic()
+                lane.apply_carefully(items)
+                taken = time.monotonic() - started
+                run(holder, "ROLLBACK")
+            assert run(cursor, "SELECT id, v FROM s.p WHERE id < 0 OR id = 250 ORDER BY id") == [
+                (-3, 9),
+                (-2, 8),
+                (-1, 7),
+            ], column
+            assert taken < 1, (column, rows, taken)
+
+
+def test_a_prefix_key_that_is_equal_without_being_alike(servers: LendServers) -> None:
+    """Two characters that equal one, or spaces at the end: only the exact condition finds the row in the way."""
+    (server,) = servers(1)
+    with server.connect() as client, client.cursor() as cursor, lane_at(server) as lane:
+        run(cursor, "CREATE DATABASE s")
+        for stored, written in (("ssx", "\u00df"), ("a  b", "a"), ("ab", "AB"), ("\u00df", "ss")):
+            run(
+                cursor,
+                "DROP TABLE IF EXISTS s.p",
+                "CREATE TABLE s.p (id INT PRIMARY KEY, c TEXT COLLATE utf8mb4_unicode_ci, UNIQUE KEY (c(2)))",
+            )
+            begin = here(server)
+            run(cursor, f"INSERT INTO s.p VALUES (1, '{written}')")
+            items = items_of(record(server, begin))
+            run(cursor, "DELETE FROM s.p", f"INSERT INTO s.p VALUES (2, '{stored}')")
+            lane.apply_fast(items)
+            assert run(cursor, "SELECT * FROM s.p") == [(1, written)], (stored, written)
+            # A batch that the careful lane cannot end is begun again, as apply does.
+            run(cursor, "DELETE FROM s.p", f"INSERT INTO s.p VALUES (2, '{stored}')")
+            with suppress(StatementError):
+                lane.writer.begin(Batch(99, 99, b"x", items))
+                lane.writer.finish()
+            if lane.careful.exact:
+                lane.session.run([b"ROLLBACK"])
+                lane.writer.begin(Batch(99, 99, b"x", items))
+                lane.writer.finish()
+            assert run(cursor, "SELECT * FROM s.p") == [(1, written)], (stored, written)
+            assert not lane.careful.exact

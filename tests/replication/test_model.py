@@ -100,9 +100,11 @@ class Action:
     statement: str = ""
     changes: list[list[RowChange]] = field(default_factory=list)
     progress: bytes = b""
+    certification: bytes | None = None
     needed_from: int = 1
 
 
+COMMENT = "ALTER TABLE t COMMENT 'x'"
 TRUNCATE, DROP_KEY, ADD_KEY = "TRUNCATE t", "ALTER TABLE t DROP INDEX u", "ALTER TABLE t ADD UNIQUE u (u)"
 
 
@@ -110,6 +112,8 @@ def change_table(table: Table, statement: str) -> bool:
     """Runs a statement; whether it succeeds."""
     if statement == TRUNCATE:
         table.clear()
+    elif statement == COMMENT:
+        pass
     elif statement == ADD_KEY and len({unique for unique, _ in table.values()}) < len(table):
         return False
     else:
@@ -125,13 +129,14 @@ def stops(ddl: Ddl, verdict: Verdict, options: Options) -> bool:
 
 @dataclass(frozen=True)
 class Options:
-    """``statements``: TRUNCATE; ``keys``: the unique key is dropped and made again. What can fail: ``naive`` skips own
-    units, ``lenient`` goes on after raced statements.
+    """``statements``: TRUNCATE; ``comments``: one that commutes with rows, at site 1; ``keys``: the unique key is
+    dropped and made again. What can fail: ``naive`` skips own units, ``lenient`` goes on after raced statements.
     """
 
     naive: bool = False
     crashes: bool = False
     statements: bool = False
+    comments: bool = False
     keys: bool = False
     lenient: bool = False
 
@@ -139,14 +144,15 @@ class Options:
 class Site:
     def __init__(self, number: int, log: Log, rng: random.Random, options: Options) -> None:
         self.number, self.log, self.rng = number, log, rng
-        self.naive, self.statements, self.options = options.naive, options.statements or options.keys, options
+        self.naive, self.options = options.naive, options
+        self.statements = options.statements or options.keys or options.comments
         # The server: tables, the binlog, and the progress row.
         self.table = Table()
         self.binlog: list[Local | Applied | Ran] = []
         # What capture knows: whether the key is unique, and from where in the binlog on that is sure.
         self.known: tuple[bool, int] | None = None
         self.stopped_at = 0
-        self.progress = b""
+        self.progress = self.certification = b""
         self.needed_from = 1
         """What `ReplicationState.needed_from` was when the progress was dumped: the log before it may be gone."""
         # The network: what was proposed and is not in the log yet.
@@ -166,6 +172,7 @@ class Site:
             self.progress,
             self.number,
             self.fetch,
+            tables=self.certification,
             checkpoint_every=self.rng.choice([3, 50]),
         )
         self.actions: list[Action] = []
@@ -200,12 +207,19 @@ class Site:
             return
         self.log.append(LoggedEntry(len(self.log) + 1, self.number, *entry))
 
+    def writable(self) -> list[int]:
+        """Primary keys of the rows that the application changes."""
+        return list(self.table)
+
     def execute(self, keyspace: int) -> None:
         """A local transaction of the application, or rarely a statement."""
         rng, table = self.rng, self.table
         if self.options.statements and rng.random() < 0.01:
             table.clear()
             self.binlog.append(Local([], TRUNCATE))
+            return
+        if self.options.comments and self.number == 1 and rng.random() < 0.1:
+            self.binlog.append(Local([], COMMENT))
             return
         if self.options.keys and rng.random() < 0.02:
             statement = DROP_KEY if table.unique else ADD_KEY
@@ -219,13 +233,13 @@ class Site:
 
         for _ in range(rng.randint(1, 3)):
             kind = rng.random()
-            if kind < 0.4 or not table:
+            if kind < 0.4 or not self.writable():
                 row: Row = (rng.randrange(keyspace), rng.randrange(keyspace), rng.randrange(10**6))
                 if row[0] in table or taken(row[1]):
                     continue
                 change: RowChange = (None, row)
             else:
-                key = rng.choice(list(table))
+                key = rng.choice(self.writable())
                 before: Row = (key, *table[key])
                 if kind >= 0.8:
                     change = (before, None)
@@ -257,7 +271,7 @@ class Site:
         here = Position("", self.reading)
         base = next((r.index for r in reversed(self.binlog[: self.reading]) if isinstance(r, Applied)), 0)
         if not record.changes:
-            ddl = Ddl([("s", "t")], record.statement, "s", {}, 0)
+            ddl = Ddl([("s", "t")], record.statement.encode(), "s", {}, 0)
             self.propose(Payload(PayloadKind.DDL, Flavour.MYSQL, base, here, ("", self.reading), ddl=ddl))
             return
         self.known = self.known or (self.table.unique, len(self.binlog))
@@ -284,8 +298,10 @@ class Site:
         if self.actions or self.stopped:
             return
         batch = Action("rows")
+        tables: bytes | None = None
         for entry in self.log[self.state.index : self.state.index + limit]:
             before = (self.state.dump(), self.state.needed_from) if self.statements else (b"", 1)
+            tables = (self.state.dump_tables() if self.statements else None) or tables
             step = self.state.step(entry)
             if step.kind is StepKind.DDL:
                 assert step.certification is not None
@@ -296,9 +312,10 @@ class Site:
                     self.stopped, self.stopped_at = True, entry.index
                     break
                 batch.progress, batch.needed_from = before
+                batch.certification, tables = tables, None
                 self.actions.append(batch)
                 if not step.certification.own or step.certification.verdict is Verdict.REASSERT:
-                    self.actions.append(Action("statement", statement=ddl.statement))
+                    self.actions.append(Action("statement", statement=ddl.text))
                 batch = Action("rows")
             if entry.origin == self.number and entry.session == self.session and entry.sequence == 1 and step.accepted:
                 resume = self.state.origins[self.number].resume
@@ -306,6 +323,7 @@ class Site:
             batch.changes += self.to_write(step)
             batch.index = entry.index
         batch.progress, batch.needed_from = self.state.dump(), self.state.needed_from
+        batch.certification = self.state.dump_tables() or tables
         self.actions.append(batch)
         for action in self.actions:
             if action.kind == "rows" and action.index:
@@ -347,6 +365,7 @@ class Site:
             for changes in action.changes:
                 self.table.apply(changes)
             self.progress, self.needed_from = action.progress, action.needed_from
+            self.certification = action.certification or self.certification
             keys = frozenset[tuple[str, int]]().union(*map(keys_of, action.changes))
             self.binlog.append(Applied(action.index, keys))
 
@@ -405,7 +424,7 @@ def run(seed: int, options: Options = Options()) -> Outcome:
             if stops(step.payload.ddl, step.certification.verdict, options):
                 break
             # A statement that is not raced meets the rows that it met at its origin.
-            assert change_table(expected, step.payload.ddl.statement) or options.lenient
+            assert change_table(expected, step.payload.ddl.text) or options.lenient
         for unit, certification in step.units:
             if step.kind is StepKind.LARGE:
                 unit.changes = [c for part in reference.parts(step.parts) for u in part.units for c in u.changes]
@@ -453,6 +472,13 @@ def test_crashes_of_daemons_change_nothing(statements: bool) -> None:
     print(f"{len(outcomes)} histories with crashes, {stopped} of them ended by two TRUNCATEs at once")
 
 
+def test_statements_that_commute_flag_nothing() -> None:
+    """Every decision is that of the pending and in-flight sets, of which these statements are no part."""
+    outcomes = [run(seed, Options(comments=True)) for seed in range(HISTORIES // 4)]
+    assert [seed for seed, outcome in enumerate(outcomes) if not outcome.converged or outcome.stopped] == []
+    assert [seed for seed, outcome in enumerate(outcomes) if outcome.mismatches] == []
+
+
 def test_truncate_among_writes() -> None:
     outcomes = [run(seed, Options(statements=True)) for seed in range(HISTORIES // 4)]
     assert [seed for seed, outcome in enumerate(outcomes) if not outcome.converged] == []
@@ -498,6 +524,13 @@ def test_who_judges_otherwise_is_found() -> None:
     assert right.digest != wrong.digest
     again = ReplicationState.load(right.dump(), 1, log.fetch, checkpoint_every=5)
     assert (again.digest, again.checks) == (right.digest, ()), "a restart takes it along"
+    again.take_checks(right)
+    assert again.checks == right.checks, "a new session with the server knows them still"
+    early = ReplicationState(1, log.fetch, checkpoint_every=5)
+    for entry in log.fetch(1, 6):
+        early.step(entry)
+    early.take_checks(right)
+    assert early.checks == right.checks[:1], "what comes again is not yet known"
 
 
 def test_the_model_can_fail_for_statements() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 from pymysql.constants import ER
 
 from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.mysql.definitions import definition_of
 from mysqlraft.mysql.finding import Finding, Severity
+from mysqlraft.mysql.preflight import table_errors
+from mysqlraft.mysql.schema import describe
 from mysqlraft.replication import table_guard
 from mysqlraft.replication.entry import Ddl, Flavour, Payload, PayloadKind, Position
 from mysqlraft.replication.table_guard import TableGuard
@@ -27,7 +31,7 @@ def payload(kind: PayloadKind, ddl: Ddl | None = None) -> bytes:
 
 
 ROWS = payload(PayloadKind.UNITS)
-STATEMENT = payload(PayloadKind.DDL, Ddl([("shop", "t")], "ALTER TABLE t ADD x INT", "shop", {}, 0))
+STATEMENT = payload(PayloadKind.DDL, Ddl([("shop", "t")], b"ALTER TABLE t ADD x INT", "shop", {}, 0))
 TABLE = [("shop", "t")]
 
 
@@ -36,20 +40,21 @@ class World:
 
     def __init__(self) -> None:
         self.fit = True
-        self.definition = 0
-        self.counter = 0
+        self.content = 0
         self.looks = 0
         self.definitions = 0
         self.error = 0
         """What the next questions for the definition end with."""
 
     def query(self, statement: str) -> Sequence[Sequence[Any]]:
-        assert statement == "SHOW CREATE TABLE `shop`.`t`"
+        raise AssertionError(statement)
+
+    def definition(self, schema: str, table: str) -> str:
+        assert (schema, table) == ("shop", "t")
         self.definitions += 1
-        self.counter += 1
         if self.error:
             raise pymysql.err.OperationalError(self.error, "")
-        return [("t", f"CREATE TABLE t AUTO_INCREMENT={self.counter} COMMENT='{self.definition}'")]
+        return f"CREATE TABLE t COMMENT='{self.content}'"
 
     def close(self) -> None:
         pass
@@ -60,7 +65,7 @@ class World:
 
     def change(self, *, fit: bool) -> None:
         """A statement takes effect."""
-        self.definition += 1
+        self.content += 1
         self.fit = fit
 
 
@@ -282,3 +287,48 @@ def test_on_a_server(server: Server) -> None:
             assert guard.errors(ROWS, index) == ()
             assert source.looks == looks, "it is covered"
     guard.close()
+
+
+def test_a_dump_that_is_loaded_is_no_victim(server: Server) -> None:
+    """Whatever the daemon asks about a table, no statement of the application's ends in a deadlock with it."""
+    tables = [f"t{number}" for number in range(3)]
+    stop = threading.Event()
+    asked = 0
+
+    def ask() -> None:
+        nonlocal asked
+        source = ServerKeySource(lambda: pymysql.connect(**arguments(server), autocommit=True))
+        while not stop.is_set():
+            for table in tables:
+                source.unique_keys("app", table)
+                with suppress(pymysql.err.ProgrammingError):  # it is dropped now and then
+                    source.definition("app", table)
+                describe(source.query, "app", table)
+                with suppress(pymysql.err.ProgrammingError):
+                    definition_of(source.query, "app", table, mariadb=server.engine == "mariadb")
+                asked += 1
+            table_errors(source.query, lambda schema, table: schema == "app")
+        source.close()
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    try:
+        with closing(server.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("CREATE DATABASE app")
+            for thread in threads:
+                thread.start()
+            for table in tables * 25:
+                for statement in (
+                    f"DROP TABLE IF EXISTS app.{table}",
+                    f"CREATE TABLE app.{table} (id INT PRIMARY KEY, a INT, s VARCHAR(9), UNIQUE (a, s), KEY (s))",
+                    f"LOCK TABLES app.{table} WRITE",
+                    f"ALTER TABLE app.{table} DISABLE KEYS",
+                    f"INSERT INTO app.{table} VALUES (1, 1, 'a'), (2, 2, 'b')",
+                    f"ALTER TABLE app.{table} ENABLE KEYS",
+                    "UNLOCK TABLES",
+                ):
+                    cursor.execute(statement)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    print(f"75 tables loaded, the tables asked about {asked} times")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict, replace
 
 import pytest
 
 from mysqlraft.binlog.key_source import ServerKeySource
-from mysqlraft.replication.tables import LocalTables, TableMismatch
+from mysqlraft.binlog.tablemap import parse, widened
+from mysqlraft.mysql.schema import describe
+from mysqlraft.replication.tables import LocalTables, TableMismatch, added_column
 from mysqlraft.sandbox.servers import Server
 from tests.replication.harness import run
 from tests.replication.recorder import connection, here, record
@@ -41,15 +44,15 @@ def test_every_difference_is_named(server: Server) -> None:
             run(cursor, "INSERT INTO s.t (id) VALUES (1)")
             (body,) = record(server, begin)[0].tables
             with closing(ServerKeySource(lambda: connection(server))) as source:
-                LocalTables(source).check(body)  # it fits itself
+                LocalTables(source).find(body)  # it fits itself
                 run(cursor, "DROP TABLE s.t", f"CREATE TABLE s.t ({SAME.format(at_home)})")
                 with pytest.raises(TableMismatch) as caught:
-                    LocalTables(source).check(body)
+                    LocalTables(source).find(body)
                 assert "s.t" in str(caught.value)
                 assert reason in str(caught.value)
                 run(cursor, "DROP TABLE s.t")
                 with pytest.raises(TableMismatch, match="does not exist at this site"):
-                    LocalTables(source).check(body)
+                    LocalTables(source).find(body)
         print(f"{server.engine}: {len(DIFFERENCES)} differences named")
 
 
@@ -62,8 +65,34 @@ def test_another_primary_key_is_a_difference(server: Server) -> None:
         run(cursor, "ALTER TABLE s.t DROP PRIMARY KEY, ADD PRIMARY KEY (b)")
         with closing(ServerKeySource(lambda: connection(server))) as source:
             with pytest.raises(TableMismatch, match=r"primary key is \(a, b\) in the rows, and \(b\)"):
-                LocalTables(source).check(body)
+                LocalTables(source).find(body)
             run(cursor, "ALTER TABLE s.t DROP PRIMARY KEY, ADD PRIMARY KEY (a, b), ADD COLUMN c INT DEFAULT 1")
             tables = LocalTables(source)
             tables.forget()
-            tables.check(body)
+            tables.find(body)
+
+
+def test_a_widened_table_map_is_what_the_server_writes(server: Server) -> None:
+    """But for labels, of which nothing is made."""
+    more = (
+        *("a TINYINT UNSIGNED NOT NULL", "b BIGINT", "c DECIMAL(20,4)", "d FLOAT", "e DOUBLE UNSIGNED", "f BIT(11)"),
+        *("g CHAR(200)", "h VARCHAR(9) CHARACTER SET latin1 NOT NULL", "i VARCHAR(500)", "j VARBINARY(300)"),
+        *("k BINARY(7)", "l TEXT CHARACTER SET ascii", "m MEDIUMBLOB", "n ENUM('x','y') CHARACTER SET latin1"),
+        *("o SET('p','q')", "p DATE", "q TIME(3)", "r DATETIME(6)", "s TIMESTAMP NULL", "t YEAR", "w JSON", "x POINT"),
+    )
+    with server.connect() as client, client.cursor() as cursor:
+        run(cursor, "CREATE DATABASE s", "CREATE TABLE s.t (id INT PRIMARY KEY, u VARCHAR(10) NOT NULL)")
+        begin = here(server)
+        run(cursor, "INSERT INTO s.t VALUES (1, '')")
+        (short,) = record(server, begin)[0].tables
+        run(cursor, "SET sql_mode = ''", f"ALTER TABLE s.t {', '.join(f'ADD {column}' for column in more)}")
+        begin = here(server)
+        run(cursor, "INSERT INTO s.t (id) VALUES (2)")
+        (whole,) = record(server, begin)[0].tables
+    with closing(ServerKeySource(lambda: connection(server))) as source:
+        definition = describe(source.query, "s", "t")
+    assert definition is not None
+    made = parse(widened(short, [added_column(column) for column in definition.columns[2:]]))
+    assert made.primary_key == parse(whole).primary_key
+    for ours, theirs in zip(made.columns, parse(whole).columns, strict=True):
+        assert asdict(replace(ours, labels=())) == asdict(replace(theirs, labels=()))

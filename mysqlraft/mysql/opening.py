@@ -1,0 +1,66 @@
+"""How every connection to the site's server is opened: so that no thread waits for ever for a server that is gone.
+
+- The kernel asks a peer that is silent (keep-alive) and waits for acknowledgements: a host that is gone, or an address
+  that has moved to another machine, ends the connection after `DEAD_SECONDS`, whatever the server was about to do.
+- Logging in waits for each answer as long as for the connection itself.
+- What the server's settings limit for every session, the number of rows in an answer or of rows looked at, is lifted:
+  tables, columns and collations would be missing from the answers.
+- Afterwards each answer has to come within `ANSWER_SECONDS`. A table that somebody changes is waited for by the server,
+  which gives up before that. The session that apply writes through waits as long as the server works:
+  `mysqlraft.replication.server_watch` asks.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pymysql
+from pymysql.connections import Connection
+
+DEAD_SECONDS = 30
+ANSWER_SECONDS = 30.0
+SURVEY_SECONDS = 600.0
+"""In place of `ANSWER_SECONDS` for questions about all tables: a server may have to open each of many thousands."""
+TABLE_LOCK_SECONDS = 20
+CONNECT_SECONDS = 10.0
+
+_PROBES = 3
+_SESSION = (
+    f"SET SESSION lock_wait_timeout = {TABLE_LOCK_SECONDS}, sql_select_limit = 18446744073709551615,"
+    " sql_big_selects = 1 /*!80000 , max_execution_time = 0 */ /*M!100600 , max_statement_time = 0 */"
+)
+"""MySQL reads the first comment, MariaDB the second."""
+
+
+def connect(**arguments: Any) -> Connection[Any]:
+    """Opens a connection; ``arguments`` are those of `pymysql.connect`. ``connect_timeout`` bounds the login, too.
+
+    Raises:
+        pymysql.err.MySQLError, OSError: as PyMySQL does.
+    """
+    login = arguments.get("connect_timeout", CONNECT_SECONDS)
+    given = {
+        "connect_timeout": login,
+        "read_timeout": login,
+        "write_timeout": login,
+        "init_command": _SESSION,
+        **arguments,
+    }
+    connection: Any = pymysql.connect(**given)
+    connection._read_timeout = arguments.get("read_timeout", ANSWER_SECONDS)
+    connection._write_timeout = arguments.get("write_timeout", ANSWER_SECONDS)
+    _keep_alive(connection._sock)
+    opened: Connection[Any] = connection
+    return opened
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    pause = DEAD_SECONDS // (2 * _PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_SECONDS - _PROBES * pause)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, pause)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_SECONDS * 1000)

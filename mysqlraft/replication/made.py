@@ -1,0 +1,104 @@
+"""A statement is to make the same of its objects at every site; whether it did is looked at, not believed.
+
+The origin says what they are after the statement. It can say so only if no later statement on any of them lies in its
+binlog, up to where that ended after the question. Elsewhere the objects are looked at once the statement has run. They
+may be others for good reasons: another site's statement that came in between in the log, or one of the site's own that
+the log does not hold yet; then nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+
+import pymysql
+from pymysql.constants import ER
+
+from mysqlraft.binlog.statement_scan import Place, StatementScan
+from mysqlraft.binlog.statements import classify
+from mysqlraft.mysql.connection import Session, StatementError
+from mysqlraft.mysql.definitions import SETTINGS, Query, definition_of, difference
+from mysqlraft.replication.entry import Ddl, Made
+
+_UNTOLD = frozenset((ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, 1356))
+"""Errors of a server that cannot say what an object is: it has just gone, or is a view of what is not there."""
+MOST_OBJECTS = 20
+"""Of a statement, that are looked at."""
+MOST_CHARACTERS = 65536
+"""Of the definitions of a statement's objects together."""
+
+
+def made(
+    query: Query,
+    version: str,
+    tables: Iterable[tuple[str, str | None]],
+    end: Place,
+    binlog_end: Callable[[], Place],
+    scan: StatementScan,
+    *,
+    mariadb: bool,
+) -> Made | None:
+    """What the objects of a statement are that ended at ``end`` in the binlog, as far as it can be told.
+
+    Raises:
+        pymysql.err.MySQLError, OSError, ConnectionLost, BinlogError: as ``query`` and ``scan`` do.
+    """
+    found: list[tuple[str, str, str]] = []
+    tables = list(tables)
+    left = MOST_CHARACTERS
+    query(SETTINGS)
+    for schema, name in tables[:MOST_OBJECTS]:
+        if name is None:
+            continue
+        try:
+            definition = definition_of(query, schema, name, mariadb=mariadb)
+        except pymysql.err.MySQLError as error:
+            if not error.args or error.args[0] not in _UNTOLD:
+                raise
+            continue
+        left -= len(definition or "")
+        if definition is not None and left > 0:
+            found.append((schema, name, definition))
+    # A trigger goes with its table, which is another one of them.
+    ahead = binlog_end()
+    if any(scan.last_on(schema, name or "", end, ahead) is not None for schema, name in tables):
+        return None
+    return Made(version, found) if found else None
+
+
+def differing(session: Session, ddl: Ddl, own: Callable[[], AbstractSet[tuple[str, str | None]]]) -> str:
+    """What of the statement's objects is not what it is at the origin; "" if all are, or nothing can be said.
+
+    ``own``: what the statements of this site that the log may not hold yet are about, in lower case; asked for only
+    where there is a difference.
+
+    Raises:
+        as `Session.query` does, and ``own``.
+    """
+    stated = ddl.made
+    if stated is None or stated.version != session.version:
+        return ""
+    for schema, name, there in stated.definitions:
+        try:
+            here = definition_of(session.query, schema, name, mariadb=session.mariadb)
+        except StatementError as error:
+            if error.code not in _UNTOLD:
+                raise
+            here = None
+        if (
+            here is not None
+            and here != there
+            and own().isdisjoint({(schema.lower(), name.lower()), (schema.lower(), None)})
+        ):
+            return f"{schema}.{name} is not what it is where the statement comes from: {difference(there, here)}"
+    return ""
+
+
+def renamed_nothing(ddl: Ddl) -> bool:
+    """Whether RENAME TABLE was about a temporary table, which MariaDB's binlog does not say: the new name is no table's
+    afterwards, or the old one still is."""
+    if ddl.made is None or classify(ddl.text, ddl.schema).verb != "RENAME TABLE":
+        return False
+    there = {(schema, name): bool(definition) for schema, name, definition in ddl.made.definitions}
+    names = [there.get((schema, name or "")) for schema, name in classify(ddl.text, ddl.schema).tables]
+    return False in names[1::2] or (len(names) == 2 and bool(names[0]))

@@ -1,0 +1,242 @@
+"""Is the server there, and what keeps the session that apply writes through from going on?
+
+An answer may take as long as it takes: a statement may run for an hour, a row may be locked. So a session's silence
+says nothing by itself, and no timeout may end it. A second connection asks the server every second, with a timeout:
+
+- no answer at all: the server hangs, or the way to it is closed. `ServerWatch.silent` counts the seconds; nothing else
+  is done, for the session may go on once the server does.
+- the session is unknown there, or idle while we wait: its connection is dead (a way that lost it, an address that has
+  moved to another server). It is ended here, and apply connects again. The session is known by the lock that fences it,
+  which no other server and no other connection holds.
+- the session waits for a row: the status says whose. Where the application keeps it for longer than `yield_after`
+  seconds, the connections that hold it are ended (KILL), which rolls them back.
+
+Asked of the server's own tables: PROCESS to see who holds a lock (MySQL: `performance_schema`, too), CONNECTION_ADMIN
+(MariaDB: CONNECTION ADMIN) to end others. Without them nothing is ended, and the status says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pymysql
+from pymysql.connections import Connection
+
+from mysqlraft.mysql.connection import Connect, Session
+from mysqlraft.replication.apply_session import FENCE
+
+log = logging.getLogger(__name__)
+
+ASK_SECONDS = 1.0
+INSIST_SECONDS = 0.1
+"""How often the server is asked while apply has been kept from going on for too long."""
+ANSWER_SECONDS = 5.0
+LOOK_AFTER = 2.0
+"""Seconds for which apply waits for one answer before it is asked why."""
+TELL_AFTER = 5.0
+"""Seconds of waiting for a row, or for the server, before it shows in the site's state."""
+_DENIED = (1044, 1045, 1142, 1227)
+_NO_SUCH_THREAD, _NOT_OWNER = 1094, 1095
+_QUIET = "Sleep"
+
+_HOLDERS_MYSQL = """
+SELECT DISTINCT b.trx_mysql_thread_id, TIMESTAMPDIFF(SECOND, b.trx_started, NOW())
+FROM information_schema.innodb_trx r
+JOIN performance_schema.data_lock_waits w ON w.requesting_engine_transaction_id = r.trx_id
+JOIN performance_schema.data_locks l ON l.engine_lock_id = w.blocking_engine_lock_id AND l.lock_status = 'GRANTED'
+JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_engine_transaction_id
+WHERE r.trx_mysql_thread_id = {}"""
+_HOLDERS_MARIADB = """
+SELECT DISTINCT b.trx_mysql_thread_id, TIMESTAMPDIFF(SECOND, b.trx_started, NOW())
+FROM information_schema.innodb_trx r
+JOIN information_schema.innodb_lock_waits w ON w.requesting_trx_id = r.trx_id
+JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_trx_id
+WHERE r.trx_mysql_thread_id = {}
+AND (b.trx_requested_lock_id IS NULL OR b.trx_requested_lock_id <> w.blocking_lock_id)"""
+"""Who holds what the session waits for: (thread, seconds since its transaction began). Those that wait in front of it
+in the queue are not meant: they hold nothing of it yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A connection whose transaction holds a row that apply waits for."""
+
+    thread: int
+    account: str
+    seconds: int
+    statement: str
+
+    def __str__(self) -> str:
+        who = f"connection {self.thread} ({self.account})" if self.thread else "a prepared XA transaction"
+        return f"{who}, which began {self.seconds} s ago"
+
+
+class ServerWatch:
+    """Watches in a thread of its own between `start` and `stop`; its attributes may be read from any thread.
+
+    ``session``: the one that apply writes through, set by apply. ``waits_for``: whose row it waits for, "" if nobody's.
+    ``yielded``: how many connections of the application were ended.
+    """
+
+    def __init__(self, connect: Connect, yield_after: float | None) -> None:
+        """``connect`` opens a connection whose answers are waited for `ANSWER_SECONDS` at most. ``yield_after``: after
+        how many seconds of waiting the application yields; None: never."""
+        self.session: Session | None = None
+        self.waits_for = ""
+        self.yielded = 0
+        self._connect = connect
+        self._yield_after = yield_after
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._connection: Connection[Any] | None = None
+        self._mariadb = False
+        self._answered = time.monotonic()
+        self._waits_since: float | None = None
+        self._failing_since: float | None = None
+        self._idle: Session | None = None
+        self._told = ""
+
+    @property
+    def silent(self) -> float:
+        """For how many seconds the server has not answered; a few tenths are nothing."""
+        return max(0.0, time.monotonic() - self._answered)
+
+    def failed(self) -> None:
+        """An attempt of apply's came to nothing because of a lock. From the thread of apply."""
+        self._failing_since = self._failing_since or self._waits_since or time.monotonic()
+
+    def succeeded(self) -> None:
+        """What apply had to do is done. From the thread of apply."""
+        self._failing_since = self._waits_since = None
+
+    def start(self) -> None:
+        self._answered = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the watching; does not wait for it."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(INSIST_SECONDS if self._insists else ASK_SECONDS):
+            try:
+                self._look()
+                self._answered = time.monotonic()
+            except (pymysql.err.MySQLError, OSError) as error:
+                if isinstance(error, pymysql.err.MySQLError) and _is_answer(error):
+                    self._answered = time.monotonic()
+                self._tell(f"the server cannot be asked: {error}")
+                self.waits_for = ""
+                self._disconnect()
+            except Exception:  # the watch only reports: its own fault must end neither apply nor capture
+                log.exception("the server cannot be watched")
+                self._disconnect()
+        self._disconnect()
+
+    @property
+    def _insists(self) -> bool:
+        since = self._failing_since
+        return since is not None and self._yield_after is not None and time.monotonic() - since >= self._yield_after
+
+    def _look(self) -> None:
+        session = self.session
+        since = session.waiting_since if session is not None else None
+        waited = 0.0 if since is None else time.monotonic() - since
+        if session is None or not (waited >= LOOK_AFTER or (since is not None and self._insists)):
+            self.waits_for, self._idle = "", None
+            self._query("SELECT 1")
+            return
+        if self._is_dead(session):
+            if session.waiting_since == since:
+                log.warning("apply has waited %.0f s for a connection that the server does not work on: ended", waited)
+                session.abort()
+            return
+        self._waits_since = since
+        holders = self._holders(session)
+        self.waits_for = str(holders[0]) if holders and waited >= TELL_AFTER else ""
+        if self._yield_after is None or not holders:
+            return
+        if (waited >= self._yield_after or self._insists) and session.waiting_since == since:
+            for holder in holders:
+                self._end(holder)
+
+    def _is_dead(self, session: Session) -> bool:
+        """Whether the server will never answer what the session waits for."""
+        if self._query(f"SELECT IS_USED_LOCK({FENCE})")[0][0] != session.id:
+            return True
+        rows = self._query(f"SELECT command FROM information_schema.processlist WHERE id = {session.id}")
+        if not rows or rows[0][0] != _QUIET:
+            self._idle = None
+            return False
+        # Once may be chance: the answer is on its way.
+        idle, self._idle = self._idle, session
+        return idle is session
+
+    def _holders(self, session: Session) -> list[Holder]:
+        try:
+            rows = self._query((_HOLDERS_MARIADB if self._mariadb else _HOLDERS_MYSQL).format(session.id))
+        except pymysql.err.MySQLError as error:
+            if error.args[0] not in _DENIED:
+                raise
+            self._tell(f"whom apply waits for is not to be seen: {error.args[1]}")
+            return []
+        found = []
+        for thread, seconds in rows:
+            if not thread:
+                found.append(Holder(0, "", int(seconds), ""))
+                continue
+            known = self._query(f"SELECT user, host, info FROM information_schema.processlist WHERE id = {int(thread)}")
+            user, host, info = known[0] if known else ("?", "?", None)
+            if user != "system user":
+                found.append(Holder(int(thread), f"{user}@{host}", int(seconds), str(info or "")[:200]))
+        return found
+
+    def _end(self, holder: Holder) -> None:
+        if not holder.thread:
+            self._tell("a prepared XA transaction keeps a row from apply: XA RECOVER lists it")
+            return
+        try:
+            self._query(f"KILL CONNECTION {holder.thread}")
+        except pymysql.err.MySQLError as error:
+            if error.args[0] == _NO_SUCH_THREAD:
+                return
+            if error.args[0] not in (*_DENIED, _NOT_OWNER):
+                raise
+            self.waits_for = f"{holder}, which this account may not end: {error.args[1]}"
+            self._tell(f"who keeps a row from apply cannot be ended: {error.args[1]}")
+            return
+        self.yielded += 1
+        log.warning("apply waited for a row of %s: ended statement=%r", holder, holder.statement)
+
+    def _query(self, statement: str) -> Sequence[Sequence[Any]]:
+        if self._connection is None:
+            self._connection = self._connect()
+            self._mariadb = "MariaDB" in str(getattr(self._connection, "server_version", ""))
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall())
+
+    def _tell(self, text: str) -> None:
+        """Logs what is new."""
+        if text != self._told:
+            self._told = text
+            log.warning("%s", text)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(pymysql.err.MySQLError, OSError):
+                self._connection._force_close()  # type: ignore[attr-defined]
+            self._connection = None
+
+
+def _is_answer(error: pymysql.err.MySQLError) -> bool:
+    """Whether the error came from the server."""
+    code = error.args[0] if error.args else 0
+    return isinstance(code, int) and code > 0 and not 2000 <= code < 3000

@@ -1,0 +1,217 @@
+"""Another server takes the place of the site's: a replica of it, with files and places of its own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mysqlraft.binlog.errors import BinlogError
+from mysqlraft.binlog.place import TransactionStops
+from mysqlraft.ipc import SkipLists
+from mysqlraft.replication.entry import PayloadKind
+from mysqlraft.replication.replica import _ahead
+from mysqlraft.sandbox.servers import Server
+from tests.harness.pool import ServerFactory
+from tests.replication.capture_rig import capturing, run
+
+_TABLE = ("CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, v VARCHAR(100))")
+
+
+@pytest.fixture
+def other(server: Server, server_factory: ServerFactory) -> Server:
+    """A server that has not replicated anything yet, see `follow`."""
+    return server_factory(server_id=77)
+
+
+def _gtids(server: Server) -> str:
+    variable = "gtid_executed" if server.engine == "mysql" else "gtid_binlog_pos"
+    with server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute(f"SELECT @@global.{variable}")
+        return str((cursor.fetchone() or ("",))[0])
+
+
+def follow(server: Server, other: Server) -> None:
+    """Lets ``other`` replicate all that the server has, as a replica does, and then no more."""
+    host, port = server.address
+    if server.engine == "mysql":
+        source = f"SOURCE_HOST = '{host}', SOURCE_PORT = {port}, SOURCE_USER = '{server.user}'"
+        run(
+            other,
+            f"CHANGE REPLICATION SOURCE TO {source}, SOURCE_PASSWORD = '{server.password}', SOURCE_AUTO_POSITION = 1,"
+            " GET_SOURCE_PUBLIC_KEY = 1",
+            "START REPLICA",
+        )
+        wait = f"SELECT WAIT_FOR_EXECUTED_GTID_SET('{_gtids(server)}', 30)"
+    else:
+        source = f"MASTER_HOST = '{host}', MASTER_PORT = {port}, MASTER_USER = '{server.user}'"
+        run(
+            other,
+            f"CHANGE MASTER TO {source}, MASTER_PASSWORD = '{server.password}', MASTER_USE_GTID = slave_pos",
+            "START SLAVE",
+        )
+        wait = f"SELECT MASTER_GTID_WAIT('{_gtids(server)}', 30)"
+    with other.connect() as connection, connection.cursor() as cursor:
+        cursor.execute(wait)
+        found = cursor.fetchall()
+        if found != ((0,),):
+            cursor.execute("SHOW REPLICA STATUS")
+            raise AssertionError((found, cursor.fetchall()))
+        cursor.execute("STOP REPLICA")
+
+
+def _files(server: Server, count: int) -> None:
+    """Lets the server's places be later than those of one that has not done so."""
+    run(server, *["FLUSH BINARY LOGS"] * count)
+
+
+@pytest.mark.parametrize("later_files", [True, False], ids=["from later files", "to later files"])
+def test_with_a_prepared_transaction_open(server: Server, other: Server, later_files: bool) -> None:
+    """All that the other server has is captured once: the rows that were held, and those beside them."""
+    _files(server if later_files else other, 5)
+    run(server, *_TABLE)
+    with capturing(server) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 'a')")
+        run(server, "XA START 'one'", "INSERT INTO d.t VALUES (2, 'b')", "XA END 'one'", "XA PREPARE 'one'")
+        run(server, "INSERT INTO d.t VALUES (3, 'c')")
+        rig.wait(lambda: len(rig.log()) == 2)
+        assert rig.log() == [[("d.t", "WRITE", None, 1)], [("d.t", "WRITE", None, 3)]]
+        state = rig.state()
+        assert state.done != (state.resume.file, state.resume.offset)
+    run(server, "INSERT INTO d.t VALUES (4, 'd')")
+    follow(server, other)
+    run(other, "INSERT INTO d.t VALUES (5, 'e')")
+    with capturing(other, state) as rig:
+        rig.wait(lambda: len([row for rows in rig.log() for row in rows]) == 2)
+        assert rig.log() == [[("d.t", "WRITE", None, 4)], [("d.t", "WRITE", None, 5)]]
+        state = rig.state()
+    # And once more, on the same server.
+    run(other, "INSERT INTO d.t VALUES (6, 'f')", "XA COMMIT 'one'", "INSERT INTO d.t VALUES (7, 'g')")
+    with capturing(other, state) as rig:
+        rig.wait(lambda: rig.log() and rig.log()[-1] == [("d.t", "WRITE", None, 7)])
+        assert [row[3] for rows in rig.log() for row in rows] == [6, 2, 7]
+        last = rig.state()
+        assert last.done == (last.resume.file, last.resume.offset)
+        assert last.resume.identity.startswith("77-")
+        assert not last.resume.passed
+
+
+def test_a_prepared_transaction_after_all_that_was_captured(server: Server, other: Server) -> None:
+    """The first that the other server has to say."""
+    _files(other, 5)
+    run(server, *_TABLE)
+    with capturing(server) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 'a')")
+        rig.wait(lambda: rig.payloads)
+        state = rig.state()
+    run(server, "XA START 'one'", "INSERT INTO d.t VALUES (2, 'b')", "XA END 'one'", "XA PREPARE 'one'")
+    run(server, "INSERT INTO d.t VALUES (3, 'c')")
+    follow(server, other)
+    with capturing(other, state) as rig:
+        rig.wait(lambda: rig.payloads)
+        state = rig.state()
+    run(other, "XA COMMIT 'one'")
+    with capturing(other, state) as rig:
+        rig.wait(lambda: rig.payloads)
+        assert rig.log() == [[("d.t", "WRITE", None, 2)]]
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_between_a_statement_and_its_rows(server: Server, other: Server, where: str) -> None:
+    """CREATE TABLE ... SELECT: the server is replaced after the statement, or replaced and then capture is."""
+    run(server, *_TABLE, "INSERT INTO d.t VALUES (1, 'a')")
+    _files(server, 5)
+    with capturing(server) as rig:
+        run(server, "INSERT INTO d.t VALUES (2, 'b')")
+        rig.wait(lambda: rig.payloads)
+        before = rig.state()
+        run(server, "CREATE TABLE d.s (PRIMARY KEY (id)) AS SELECT id, v FROM d.t", "INSERT INTO d.t VALUES (3, 'c')")
+        rig.wait(lambda: len(rig.log()) == 4)
+        rig.payloads = rig.payloads[:2]
+        assert rig.payloads[-1].kind is PayloadKind.DDL
+        state = rig.state()
+    follow(server, other)
+    rows: list[Any] = [[("d.s", "WRITE", None, 1), ("d.s", "WRITE", None, 2)], [("d.t", "WRITE", None, 3)]]
+    if where == "after":
+        with capturing(other, before) as rig:
+            rig.wait(lambda: len(rig.log()) == 3)
+            assert rig.log()[1:] == rows
+            rig.payloads = rig.payloads[:1]
+            assert rig.payloads[-1].kind is PayloadKind.DDL
+            state = rig.state()
+    with capturing(other, state) as rig:
+        rig.wait(lambda: len(rig.log()) >= 2)
+        run(other, "INSERT INTO d.t VALUES (4, 'd')")
+        rig.wait(lambda: rig.log()[-1] == [("d.t", "WRITE", None, 4)])
+        assert rig.log()[:-1] == rows
+
+
+def test_nothing_is_read_twice_after_it(server: Server, other: Server) -> None:
+    """The other server's file holds what was captured, too, and capture begins again before anything new has come."""
+    run(server, *_TABLE)
+    _files(other, 5)
+    with capturing(server) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 'a')")
+        rig.wait(lambda: rig.payloads)
+        state = rig.state()
+    follow(server, other)
+    with capturing(other, state, mark_seconds=0.1) as rig:
+        rig.wait(lambda: rig.capture.status()["connected"])
+        time.sleep(0.5)
+        state = rig.capture._state
+    with capturing(other, state) as rig:
+        run(other, "INSERT INTO d.t VALUES (2, 'b')")
+        rig.wait(lambda: rig.log() and rig.log()[-1] == [("d.t", "WRITE", None, 2)])
+        assert rig.log() == [[("d.t", "WRITE", None, 2)]]
+
+
+def test_what_an_older_log_does_not_say(server: Server, other: Server) -> None:
+    """A place between which and its end transactions were read, by no GTIDs that are known: a reason, and no guess."""
+    run(server, *_TABLE)
+    with capturing(server) as rig:
+        run(server, "XA START 'one'", "INSERT INTO d.t VALUES (1, 'a')", "XA END 'one'", "XA PREPARE 'one'")
+        run(server, "INSERT INTO d.t VALUES (2, 'b')")
+        rig.wait(lambda: rig.payloads)
+        state = rig.state()
+    follow(server, other)
+    state = replace(state, resume=replace(state.resume, passed=""))
+    with capturing(other, state) as rig:
+        rig.wait(lambda: rig.error is not None)
+        assert isinstance(rig.error, BinlogError)
+        assert "a prepared XA transaction was open" in str(rig.error)
+        assert "load this site anew" in str(rig.error)
+        assert rig.payloads == []
+    run(other, "XA ROLLBACK 'one'")
+    run(server, "XA COMMIT 'one'")
+    with capturing(server, state) as rig:
+        rig.wait(lambda: rig.log() == [[("d.t", "WRITE", None, 1)]])
+
+
+def test_what_is_left_out_at_the_other_server(server: Server, other: Server, tmp_path: Path) -> None:
+    """The decision holds before the log has any place of that server; one about the server before means nothing."""
+    run(server, *_TABLE)
+    with capturing(server) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 'a')")
+        rig.wait(lambda: rig.payloads)
+        state = rig.state()
+    follow(server, other)
+    run(other, "SET SESSION binlog_format = STATEMENT", "INSERT INTO d.t VALUES (2, 'b')")
+    run(other, "INSERT INTO d.t VALUES (3, 'c')")
+    with capturing(other, state) as rig:
+        rig.wait(lambda: rig.error is not None)
+        assert isinstance(rig.error, TransactionStops)
+        place = rig.error.place
+    before = replace(place, identity=state.resume.identity, offset=1 << 20)
+    skips = SkipLists(
+        [],
+        [
+            [each.file, each.offset, each.identity, each.gtid, str(tmp_path / "left out" / each.identity)]
+            for each in (place, before)
+        ],
+    )
+    with capturing(other, state, skip=_ahead(skips, state.resume)) as rig:
+        rig.wait(lambda: rig.log() and rig.log()[-1] == [("d.t", "WRITE", None, 3)])
+    assert [path.name for path in (tmp_path / "left out").iterdir()] == [place.identity]

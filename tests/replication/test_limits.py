@@ -1,0 +1,60 @@
+"""Settings of the server that limit every session, or give its transactions another form."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from mysqlraft.mysql import opening
+from mysqlraft.sandbox.servers import Engine, Server
+from tests.harness.pool import LendServers
+from tests.replication.harness import run, settle, wait_for
+from tests.replication.test_apply import cluster, same_everywhere
+
+pytestmark = pytest.mark.timeout(120)
+
+TABLE = "CREATE TABLE s.t (id INT PRIMARY KEY, a INT UNIQUE, b INT UNIQUE, v VARCHAR(20))"
+LIMITS = {
+    "sql_select_limit": "1",
+    "max_join_size": "1",
+    "sql_safe_updates": "1",
+    "completion_type": "'RELEASE'",
+    "transaction_read_only": "1",
+}
+_IN_MARIADB = {"transaction_read_only": "tx_read_only"}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_server_that_limits_every_session(servers: LendServers, engine: Engine, limit: str) -> None:
+    """What the daemon asks of it and writes to it, conflicts included, is the same as without."""
+    name = _IN_MARIADB.get(limit, limit) if engine == "mariadb" else limit
+    with cluster(servers(2), TABLE) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 1, 'old'), (2, 2, 2, 'old'), (3, 3, 3, 'old'), (4, 4, 4, 'old')")
+        settle(sites)
+        one.link.hold()
+        one.execute("UPDATE s.t SET v = 'one', a = a + 10, b = b + 20")
+        wait_for(lambda: one.link.units_kept == 1, 30, one)
+        two.stop()
+        two.execute("UPDATE s.t SET v = 'two', b = 50 - a WHERE id < 4")
+        default = two.execute(f"SELECT @@global.{name}")[0][0]
+        two.execute(f"SET GLOBAL {name} = {LIMITS[limit]}")
+        two.start()
+        wait_for(lambda: two.capturing, 30, two)
+        one.link.release()
+        two.wait_applied()
+        assert two.applier.status.retries == 0
+        two.execute(f"SET GLOBAL {name} = {default!r}")
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
+def test_a_server_that_limits_the_time_of_a_query(server: Server) -> None:
+    """The daemon's questions about thousands of tables take their time."""
+    limit = "max_execution_time = 100" if server.engine == "mysql" else "max_statement_time = 0.1"
+    account = {"unix_socket": str(server.socket), "user": server.user, "password": server.password}
+    with closing(server.connect()) as root:
+        run(root.cursor(), f"SET GLOBAL {limit}")
+    with closing(opening.connect(**account, ssl_disabled=True)) as daemon:
+        assert run(daemon.cursor(), "SELECT SLEEP(0.5)") == [(0,)]  # 1: it was interrupted

@@ -1,0 +1,396 @@
+"""An application never sees its own site take back what it committed, on real servers.
+
+The site's units come back one by one while younger ones are still to come: the situation of an application that goes on
+writing. What makes them be written again is what does in earnest: rows of another site whose unique keys are not sure,
+and a conflict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+
+from mysqlraft.replication import look_ahead
+from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, decode
+from mysqlraft.replication.look_ahead import LookAhead
+from mysqlraft.replication.pending_rows import PendingRows
+from mysqlraft.sandbox.servers import Server
+from tests.harness.pool import LendServers
+from tests.replication.harness import SiteUnderTest, settle, wait_for
+from tests.replication.test_apply import cluster, same_everywhere
+
+pytestmark = pytest.mark.timeout(120)
+
+COUNTERS = "CREATE TABLE s.c (site VARCHAR(64) PRIMARY KEY, n BIGINT, m INT NOT NULL DEFAULT 0)"
+
+
+def wild_write(two: SiteUnderTest, statement: str) -> None:
+    """A write of another site that counts as one of its whole tables."""
+    before = len(two.log.entries)
+    two.link.hold()
+    two.execute(statement)
+    wait_for(lambda: two.link.units_kept == 1, 30, two)
+    for number, (session, sequence, data) in enumerate(two.link.kept):
+        payload = decode(data)
+        for unit in payload.units:
+            unit.wild = sorted({change.table for change in unit.changes})
+        two.link.kept[number] = (session, sequence, payload.encode())
+    two.link.release()
+    assert len(two.log.entries) > before
+
+
+def unit_indices(site: SiteUnderTest) -> list[int]:
+    """Log indices that hold units of the site."""
+    return [
+        entry.index
+        for entry in site.log.entries
+        if entry.origin == site.number and decode(entry.payload).kind in (PayloadKind.UNITS, PayloadKind.PART)
+    ]
+
+
+@contextmanager
+def held_back(
+    servers: Sequence[Server], *tables: str, capture: dict[str, object] | None = None
+) -> Iterator[tuple[SiteUnderTest, SiteUnderTest]]:
+    """Two sites, settled; what the first one captures waits until it is let go."""
+    with cluster(servers, *tables, capture={"mark_seconds": 60.0, **(capture or {})}) as (one, two):
+        yield one, two
+
+
+def hold(one: SiteUnderTest) -> None:
+    settle_two = len(one.log.entries)
+    one.wait_applied(settle_two)
+    one.link.hold()
+
+
+def begin(one: SiteUnderTest, two: SiteUnderTest) -> None:
+    """A counter of each site's, everywhere; from now on the first site's units wait."""
+    one.execute("INSERT INTO s.c VALUES ('one', 0, 0), ('two', 0, 0)")
+    settle([one, two])
+    hold(one)
+
+
+def count(one: SiteUnderTest, times: int) -> None:
+    """Increments the first site's counter; each transaction is captured by itself, and waits."""
+    waiting = one.link.units_kept
+    for n in range(waiting + 1, waiting + times + 1):
+        one.execute("UPDATE s.c SET n = n + 1 WHERE site = 'one'")
+        wait_for(lambda n=n: one.link.units_kept == n, 30, one)  # type: ignore[misc]
+
+
+def come_back_one_by_one(one: SiteUnderTest, *, check: object = None) -> Iterator[int]:
+    """Lets the site's held units into the log, and apply over them one entry at a time; yields after each."""
+    one.link.limit = len(one.log.entries)
+    one.link.release()
+    for index in [index for index in unit_indices(one) if index > one.link.limit]:
+        one.link.limit = index
+        one.wait_applied(index)
+        yield index
+    one.link.limit = None
+
+
+def test_a_counter_never_goes_back(servers: LendServers) -> None:
+    """Many increments before the first comes back, all flagged: the row shows the last one all the time."""
+    with held_back(servers(2), COUNTERS) as (one, two):
+        begin(one, two)
+        count(one, 5)
+        wild_write(two, "UPDATE s.c SET n = n + 1 WHERE site = 'two'")
+        seen: list[int] = []
+        for _ in come_back_one_by_one(one):
+            seen += one.execute("SELECT n FROM s.c WHERE site = 'one'")[0]
+            # The application goes on: it reads, adds, and writes.
+            if len(seen) == 3:
+                one.execute("UPDATE s.c SET n = n + 1 WHERE site = 'one'")
+        assert seen == [5, 5, 5, 6, 6]
+        assert one.applier.status.careful, "the units were flagged"
+        assert one.applier.status.left_out == 5
+        assert not one.applier.status.in_full
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+        assert one.execute("SELECT n FROM s.c ORDER BY site") == [(6,), (1,)]
+
+
+def test_a_statement_that_commutes_flags_nothing(servers: LendServers) -> None:
+    """Another site adds a column: nothing of this site's own has to be written again."""
+    with held_back(servers(2), COUNTERS) as (one, two):
+        begin(one, two)
+        count(one, 3)
+        two.execute("ALTER TABLE s.c ADD COLUMN x INT DEFAULT 1")
+        wait_for(lambda: bool(two.log.of_kind(PayloadKind.DDL)), 30, two)
+        one.wait_applied()
+        one.execute("UPDATE s.c SET n = n + 1 WHERE site = 'one'")
+        for _ in come_back_one_by_one(one):
+            assert one.execute("SELECT n FROM s.c WHERE site = 'one'") == [(4,)]
+        assert one.applier.status.careful == 0
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+
+
+def test_rows_of_before_a_column_was_added(servers: LendServers) -> None:
+    """Flagged units whose rows lack a column that another site has added: they do not take the row back either."""
+    with held_back(servers(2), COUNTERS) as (one, two):
+        begin(one, two)
+        one.execute("INSERT INTO s.c VALUES ('new', 0, 0)", "UPDATE s.c SET n = 9 WHERE site = 'new'")
+        wait_for(lambda: one.link.units_kept == 2, 30, one)
+        count(one, 3)
+        two.execute("ALTER TABLE s.c ADD COLUMN x INT NOT NULL DEFAULT 7")
+        wait_for(lambda: bool(two.log.of_kind(PayloadKind.DDL)), 30, two)
+        wild_write(two, "UPDATE s.c SET n = n + 1, x = 8 WHERE site = 'two'")
+        one.wait_applied()
+        for _ in come_back_one_by_one(one):
+            assert one.execute("SELECT n, x FROM s.c WHERE site <> 'two' ORDER BY site") == [(9, 7), (3, 7)]
+        assert one.applier.status.careful == 5
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+        assert one.execute("SELECT n, x FROM s.c ORDER BY site") == [(9, 7), (3, 7), (1, 8)]
+
+
+def test_a_deletion_while_a_column_is_added(servers: LendServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a later unit moves is not to take along what the row had before it was deleted."""
+    # The other site's row comes before capture has seen that it will be overwritten.
+    monkeypatch.setattr(PendingRows, "meets", lambda self, keys: False)
+    with held_back(servers(2), COUNTERS) as (one, two):
+        one.execute("INSERT INTO s.c VALUES ('a', 0, 0)")
+        settle([one, two])
+        hold(one)
+
+        def comes(statement: str) -> None:
+            before = len(two.log.entries)
+            two.execute(statement)
+            wait_for(lambda: len(two.log.entries) > before, 30, two)
+            one.wait_applied()
+
+        one.execute("DELETE FROM s.c WHERE site = 'a'")
+        wait_for(lambda: one.link.units_kept == 1, 30, one)
+        comes("UPDATE s.c SET n = 1 WHERE site = 'a'")
+        one.execute("UPDATE s.c SET site = 'b' WHERE site = 'a'", "INSERT INTO s.c VALUES ('a', 2, 2)")
+        wait_for(lambda: one.link.units_kept == 3, 30, one)
+        comes("ALTER TABLE s.c ADD COLUMN x INT DEFAULT 7")
+        comes("UPDATE s.c SET x = 8 WHERE site = 'a'")
+        one.link.release()
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+        assert one.execute("SELECT site, x FROM s.c ORDER BY site") == [("a", 7), ("b", 7)]
+
+
+def test_units_of_one_payload_and_of_many_rows(servers: LendServers) -> None:
+    """Later units may share the payload, and may come in parts; inserts and deletes as well as updates."""
+    with held_back(servers(2), COUNTERS, capture={"part_bytes": 20_000}) as (one, two):
+        one.execute("INSERT INTO s.c VALUES ('one', 0, 0), ('two', 0, 0), ('gone', 0, 0)")
+        settle([one, two])
+        hold(one)
+        rows = ", ".join(f"('{'x' * 50}{n}', {n}, 0)" for n in range(1000))
+        one.execute(
+            "UPDATE s.c SET n = 1 WHERE site = 'one'",
+            "INSERT INTO s.c VALUES ('new', 1, 0)",
+            "DELETE FROM s.c WHERE site = 'gone'",
+            f"INSERT INTO s.c VALUES {rows}",
+            "UPDATE s.c SET n = 2 WHERE site IN ('one', 'new')",
+            "INSERT INTO s.c VALUES ('gone', 2, 0)",
+            "UPDATE s.c SET n = n + 5000",
+            "DELETE FROM s.c WHERE site = 'new'",
+        )
+        shown = one.execute("SELECT * FROM s.c ORDER BY site")
+        wait_for(lambda: one.link.units_kept == 8, 30, one)
+        wild_write(two, "INSERT INTO s.c VALUES ('of two', 0, 0)")
+        two.wait_applied()
+        expected = sorted([*shown, ("of two", 0, 0)])
+        for _ in come_back_one_by_one(one):
+            assert sorted(one.execute("SELECT * FROM s.c")) == expected
+        assert one.applier.status.left_out > 1000
+        assert not one.applier.status.in_full
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+
+
+def test_unique_values_that_move_between_own_rows(servers: LendServers) -> None:
+    """A value that a later local transaction gave to another row stays there."""
+    table = "CREATE TABLE s.u (id INT PRIMARY KEY, u INT UNIQUE, w VARCHAR(20) UNIQUE, v INT)"
+    with held_back(servers(2), table) as (one, two):
+        one.execute("INSERT INTO s.u VALUES (1, 1, 'a', 0), (2, 2, 'b', 0), (3, 3, 'c', 0), (9, 9, 'z', 0)")
+        settle([one, two])
+        hold(one)
+        for n, statement in enumerate(
+            (
+                "UPDATE s.u SET u = 10, v = 1 WHERE id = 1",
+                "DELETE FROM s.u WHERE id = 1",
+                "UPDATE s.u SET u = 10, w = 'a', v = 2 WHERE id = 2",
+                "UPDATE s.u SET u = 2 WHERE id = 3",
+                "UPDATE s.u SET id = 4 WHERE id = 2",
+                "INSERT INTO s.u VALUES (2, 30, 'd', 3)",
+            ),
+            1,
+        ):
+            one.execute(statement)
+            wait_for(lambda n=n: one.link.units_kept == n, 30, one)  # type: ignore[misc]
+        shown = one.execute("SELECT * FROM s.u WHERE id < 9 ORDER BY id")
+        wild_write(two, "UPDATE s.u SET v = 7 WHERE id = 9")
+        for _ in come_back_one_by_one(one):
+            assert one.execute("SELECT * FROM s.u WHERE id < 9 ORDER BY id") == shown
+        settle([one, two])
+        same_everywhere([one, two], "s.u")
+
+
+def test_unique_values_that_are_equal_to_the_server_only(servers: LendServers) -> None:
+    """Own rows hand on values that differ in case, or behind the beginning that is the key: none goes for a moment."""
+    text = "VARCHAR(200) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci"
+    table = f"CREATE TABLE s.u (id {text} PRIMARY KEY, u {text} UNIQUE, p {text}, v INT, UNIQUE (p(3)))"
+    long = "x" * 100
+    with held_back(servers(2), table) as (one, two):
+        one.execute(
+            f"INSERT INTO s.u VALUES ('a', 'ua', 'aaa1{long}', 0), ('b', 'ub', 'bbb1', 0), ('z', 'uz', 'zz', 0)"
+        )
+        settle([one, two])
+        hold(one)
+        for n, statement in enumerate(
+            (
+                "UPDATE s.u SET v = 1 WHERE id = 'a'",
+                "UPDATE s.u SET id = 'A', v = 2 WHERE id = 'a'",
+                "UPDATE s.u SET u = 'x' WHERE id = 'a'",
+                "UPDATE s.u SET u = 'UA', v = 3 WHERE id = 'b'",
+                "UPDATE s.u SET p = NULL WHERE id = 'b'",
+                f"UPDATE s.u SET p = 'bbb9{long}' WHERE id = 'A'",
+                f"UPDATE s.u SET p = 'aaa7{long}', u = NULL WHERE id = 'b'",
+                "DELETE FROM s.u WHERE id = 'a'",
+                "INSERT INTO s.u VALUES ('a', 'ua', 'ccc', 9)",
+            ),
+            1,
+        ):
+            one.execute(statement)
+            wait_for(lambda n=n: one.link.units_kept == n, 30, one)  # type: ignore[misc]
+        shown = one.execute("SELECT * FROM s.u WHERE id < 'z' ORDER BY id")
+        wild_write(two, "UPDATE s.u SET v = 7 WHERE id = 'z'")
+        for _ in come_back_one_by_one(one):
+            assert one.execute("SELECT * FROM s.u WHERE id < 'z' ORDER BY id") == shown
+        settle([one, two])
+        same_everywhere([one, two], "s.u")
+
+
+def test_what_another_site_overwrote_is_written_again(servers: LendServers) -> None:
+    """Nothing later: the own unit, later in the log, takes its place."""
+    with held_back(servers(2), COUNTERS) as (one, two):
+        one.execute("INSERT INTO s.c VALUES ('one', 0, 0)")
+        settle([one, two])
+        hold(one)
+        one.execute("UPDATE s.c SET n = 5, m = 5 WHERE site = 'one'")
+        wait_for(lambda: one.link.units_kept == 1, 30, one)
+        before = len(unit_indices(two))
+        two.execute("UPDATE s.c SET n = 1 WHERE site = 'one'")
+        wait_for(lambda: len(unit_indices(two)) > before, 30, two)
+        two.wait_applied()
+        one.link.release()
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+        assert one.execute("SELECT n, m FROM s.c") == [(5, 5)]
+
+
+def test_a_row_of_another_site_that_will_be_overwritten(servers: LendServers) -> None:
+    """A conflict: the other site's write is earlier in the log. Its row is left out here, and the history says what was
+    lost; what else its unit wrote is there."""
+    with held_back(servers(2), COUNTERS) as (one, two):
+        begin(one, two)
+        one.execute("UPDATE s.c SET n = 5 WHERE site = 'one'")
+        wait_for(lambda: one.link.units_kept == 1, 30, one)
+        before = len(unit_indices(two))
+        two.execute("UPDATE s.c SET n = 7")
+        wait_for(lambda: len(unit_indices(two)) > before, 30, two)
+        one.wait_applied()
+        assert one.execute("SELECT n FROM s.c ORDER BY site") == [(5,), (7,)]
+        assert one.applier.status.left_out == 1
+        for _ in come_back_one_by_one(one):
+            assert one.execute("SELECT n FROM s.c ORDER BY site") == [(5,), (7,)]
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+        assert one.execute("SELECT n FROM s.c ORDER BY site") == [(5,), (7,)]
+        assert one.execute("SELECT type, row_key, other_image FROM mysqlraft.conflicts") == [
+            ("update_origin_change", '{"site": "one"}', '{"site": "one", "n": 7, "m": 0}')
+        ]
+
+
+def test_it_is_written_in_full_when_the_binlog_cannot_be_read(
+    servers: LendServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then all sites still end alike, and the status says so."""
+    monkeypatch.setattr(look_ahead, "MOST_ROWS", -1)
+    with held_back(servers(2), COUNTERS) as (one, two):
+        begin(one, two)
+        count(one, 3)
+        wild_write(two, "UPDATE s.c SET n = n + 1 WHERE site = 'two'")
+        for _ in come_back_one_by_one(one):
+            pass
+        assert one.applier.status.in_full == 3
+        assert "not in the log yet" in one.applier.status.blind
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+        assert one.execute("SELECT n FROM s.c ORDER BY site") == [(3,), (1,)]
+
+
+def test_what_is_in_the_binlog_already_is_read_before_rows_are_locked(
+    servers: LendServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Applications wait for the locks that apply holds while it reads."""
+    locked: list[bool] = [False]
+    taken: list[bool] = []
+    reach, take = LookAhead.reach, LookAhead._take
+
+    def reaching(ahead: LookAhead, *arguments: Any) -> bool:
+        locked[0] = True
+        try:
+            return reach(ahead, *arguments)
+        finally:
+            locked[0] = False
+
+    def taking(ahead: LookAhead, rows: Any) -> None:
+        taken.append(locked[0])
+        take(ahead, rows)
+
+    monkeypatch.setattr(LookAhead, "reach", reaching)
+    monkeypatch.setattr(LookAhead, "_take", taking)
+    with held_back(servers(2), COUNTERS) as (one, two):
+        begin(one, two)
+        one.execute(*["UPDATE s.c SET n = n + 1 WHERE site = 'one'"] * 100)
+        wait_for(lambda: one.link.units_kept == 100, 30, one)
+        wild_write(two, "UPDATE s.c SET n = n + 1 WHERE site = 'two'")
+        one.link.release()
+        settle([one, two])
+        assert one.applier.status.left_out == 99
+    assert taken == [False] * len(taken)
+    assert len(taken) >= 99
+
+
+def test_a_transaction_of_more_rows_than_are_remembered(servers: LendServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not remembered while it is read, either; what comes before it is written in full."""
+    monkeypatch.setattr(look_ahead, "MOST_ROWS", 1000)
+    with held_back(servers(2), COUNTERS) as (one, two):
+        begin(one, two)
+        rows = ", ".join(f"('{'x' * 55}{n}', {n}, 0)" for n in range(15_000))
+        one.execute("UPDATE s.c SET n = 1 WHERE site = 'one'", f"INSERT INTO s.c VALUES {rows}")
+        wait_for(lambda: one.link.units_kept == 2, 30, one)
+        wild_write(two, "UPDATE s.c SET n = n + 1 WHERE site = 'two'")
+        one.wait_applied()
+        comes = come_back_one_by_one(one)
+        next(comes)
+        assert one.applier.status.in_full == 1
+        assert "more than 1,000 rows" in one.applier.status.blind
+        list(comes)
+        assert one.applier.status.in_full == 1
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+
+
+def test_another_server_has_taken_the_place_of_the_one_that_was_read() -> None:
+    """A place in the binlog of the one is none in that of the other, whoever asks for it."""
+    identities = iter((1, 2, 2))
+
+    def open_dump() -> Any:
+        raise AssertionError("the binlog of the other server is not to be read")
+
+    ahead = LookAhead(open_dump, lambda: next(identities), cast(Any, None), lambda schema, table: True)
+    position = Position("binlog.000001", 4, "", "1-1732793530")
+    payload = Payload(PayloadKind.UNITS, Flavour.MYSQL, 0, position, ("binlog.000001", 4711))
+    later = ahead.later_than(7, payload, 0)
+    assert not later.reach("binlog.000001", 815)
+    assert "another server" in ahead.problem

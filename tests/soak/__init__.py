@@ -1,0 +1,1 @@
+"""Long runs on six real sites: too long for every run of the suite (docs/contributing.md)."""
