@@ -201,7 +201,7 @@ _AFTER_UTC = "TIMESTAMPDIFF(SECOND, {utc}, CONVERT_TZ({utc}, '+00:00', 'SYSTEM')
 _OF_TIMESTAMPS = range(1970, 2107)
 """The years that a TIMESTAMP may be in."""
 _DAYS_APART = 24
-"""1,000 times so many days end before 2038."""
+"""Days between two of the 1,000 moments, so that the last is before 2038."""
 _CARDINALITY = 6
 _COUNTER = re.compile(r" AUTO_INCREMENT=\d+")
 """What inserting a row changes of a definition."""

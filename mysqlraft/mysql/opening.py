@@ -3,8 +3,8 @@
 - The kernel asks a peer that is silent (keep-alive) and waits for acknowledgements: a host that is gone, or an address
   that has moved to another machine, ends the connection after `DEAD_SECONDS`, whatever the server was about to do.
 - Logging in waits for each answer as long as for the connection itself.
-- What the server's settings limit for every session, the number of rows in an answer or of rows looked at, is lifted:
-  tables, columns and collations would be missing from the answers.
+- The limits that a server may set for every session (rows in an answer, rows looked at, time) are lifted: otherwise
+  tables, columns and collations could be missing from the answers.
 - Afterwards each answer has to come within `ANSWER_SECONDS`. A table that somebody changes is waited for by the server,
   which gives up before that. The session that apply writes through waits as long as the server works:
   `mysqlraft.replication.server_watch` asks.

@@ -31,8 +31,9 @@ _OTHER_COLUMNS = (1241, 1222)
 WEIGHT_AFTER = 3
 """Deadlocks in a row that a batch may lose as light as it is."""
 _WEIGHT_ROWS, _MOST_WEIGHT_ROWS = 1000, 64_000
-"""Rows that it then begins with: as many at first, twice as many after each further one, and at most. Each is inserted
-and deleted, so counts twice; the most of them are half a megabyte in the binlog."""
+"""Rows that the batch then begins with: the first number after the first such deadlock, twice as many after each
+further one, never more than the second number. Each row is inserted and deleted, so it counts twice. The most of them
+take half a megabyte in the binlog."""
 _AFTER_A_FAILURE = 32
 """Statements sent together once one of their packet has failed."""
 

@@ -32,7 +32,7 @@ CONFLICTS_PER_UNIT = 1000
 REMEMBERED_BYTES = 32 << 20
 """Rows of entries that are kept while conflicts with them are described; those of the last entry in any case."""
 _KEY_BYTES = 256
-"""What a key takes in memory beside its row, about."""
+"""Bytes that a key takes in memory beside its row, about."""
 _KEPT = 4 << 20
 """Bytes of a change; a part with a larger one is not kept."""
 _REMEMBERED_LARGE = 8

@@ -2,7 +2,7 @@
 
 A payload is one msgpack array. Row images travel as the raw bytes of the origin's binlog, so every column type
 survives exactly; only row keys were ever looked at. The format carries a version: this module writes `VERSION`, reads
-that and `OLDEST`, and refuses any other one. Within a version new fields are appended to arrays: a reader gives a field
+`OLDEST`, too, and refuses any other one. Within a version new fields are appended to arrays: a reader gives a field
 that is absent its default, and refuses one that it does not know.
 
     [version, kind, flavour, base, resume, done, body]

@@ -29,7 +29,7 @@ class LargeRows:
     """Row key -> the last place that wrote it. `add` every part, in order; then `find`; `close` at the end."""
 
     def __init__(self) -> None:
-        with _named():
+        with _naming_the_directory():
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._ends: list[int] = [0]
         self._map: mmap.mmap | None = None
@@ -41,7 +41,7 @@ class LargeRows:
         keys = sorted(last)
         places = [last[key] for key in keys]
         columns = (keys, [change for change, _ in places], [offset for _, offset in places])
-        with _named():
+        with _naming_the_directory():
             for column in columns:
                 self._file.write(array("Q", column))
         self._ends.append(self._ends[-1] + len(keys))
@@ -70,7 +70,7 @@ class LargeRows:
 
     def _numbers(self) -> memoryview:
         if not self._views:
-            with _named():
+            with _naming_the_directory():
                 self._file.flush()
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             self._views = [memoryview(self._map).cast("Q"), memoryview(self._map)]
@@ -78,7 +78,7 @@ class LargeRows:
 
 
 @contextmanager
-def _named() -> Iterator[None]:
+def _naming_the_directory() -> Iterator[None]:
     """An error says which directory it is about."""
     try:
         yield

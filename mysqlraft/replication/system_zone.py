@@ -1,4 +1,4 @@
-"""What the time zone SYSTEM of a statement's session becomes at the other sites, where it may be another zone.
+"""The time zone SYSTEM of a statement's session: other sites may have another zone, so it cannot travel as it is.
 
 It becomes the offset that it had at the moments that the statement is about. If it converts rows, and the zone has had
 several offsets, no offset is right for all of them: then the rows travel with it (`carried_rows`).
@@ -15,9 +15,7 @@ from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.zone_use import ZoneUse, zone_use
 from mysqlraft.mysql.schema import quoted
 
-REMEDY = (
-    "before such a statement, SET time_zone to an offset or to a named zone, as '+00:00', or set default_time_zone so"
-)
+REMEDY = "before such a statement, SET time_zone to a named zone or an offset, as '+00:00', or set default_time_zone so"
 _FUNCTIONS = frozenset(("from_unixtime", "unix_timestamp"))
 _OTHER_THAN_CLOCK = ("UNIX_TIMESTAMP", "SYSTEM_TIME")
 
