@@ -105,6 +105,16 @@ def make(installation: Installation, tmp_path: Path) -> Iterator[Callable[[int],
 
 
 @pytest.fixture
+def pair(make: Callable[[int], Cluster]) -> tuple[ClusterSite, ClusterSite]:
+    """Two sites whose daemons replicate, without tables yet."""
+    cluster = make(2)
+    cluster.start_daemons()
+    for one in cluster:
+        state(one, "running")
+    return cluster[1], cluster[2]
+
+
+@pytest.fixture
 def site(make: Callable[[int], Cluster]) -> ClusterSite:
     """A cluster of one site: the server runs, the daemon does not yet."""
     return make(1)[1]
@@ -171,37 +181,33 @@ def test_reload(site: ClusterSite) -> None:
     assert site.daemon.pid == pid
 
 
-def test_killed_processes(make: Callable[[int], Cluster]) -> None:
+def test_killed_processes(pair: tuple[ClusterSite, ClusterSite]) -> None:
     """Either process killed, again and again, under writes: nothing lost, nothing twice."""
-    cluster = make(2)
-    cluster.start_daemons()
-    for one in cluster:
-        state(one, "running")
-    here, there = cluster[1], cluster[2]
+    here, there = pair
     sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY, site INT)")
     sql(here, "CREATE TABLE shop.log (n INT AUTO_INCREMENT PRIMARY KEY, a INT, site INT)")
     until(lambda: sql(there, "SHOW TABLES FROM mysqlraft") and has_table(there, "shop", "log"), "the tables")
     written = 0
     for number in range(8):
-        for one in cluster:
+        for one in pair:
             for _ in range(12):
                 written += 1
                 with one.server.connect(autocommit=False) as connection, connection.cursor() as cursor:
                     cursor.execute("INSERT INTO shop.t VALUES (%s, %s)", (written, one.number))
                     cursor.execute("INSERT INTO shop.log (a, site) VALUES (%s, %s)", (written, one.number))
                     connection.commit()
-        victim = cluster[1 + number // 2 % 2]
+        victim = pair[number // 2 % 2]
         if number % 2:
             until(victim.daemon.kill_replica, "a replica process to kill")
         else:
             victim.daemon.kill()
             victim.daemon.start()
     count = "SELECT COUNT(*), COUNT(DISTINCT a), (SELECT COUNT(*) FROM shop.t) FROM shop.log"
-    wanted = [((written,) * 3,)] * len(cluster)
-    until(lambda: [sql(one, count) for one in cluster] == wanted, f"{written} rows at both", 60)
-    checks = [sql(one, "CHECKSUM TABLE shop.t, shop.log") for one in cluster]
+    wanted = [((written,) * 3,)] * len(pair)
+    until(lambda: [sql(one, count) for one in pair] == wanted, f"{written} rows at both", 60)
+    checks = [sql(one, "CHECKSUM TABLE shop.t, shop.log") for one in pair]
     assert checks[0] == checks[1]
-    for one in cluster:
+    for one in pair:
         state(one, "running")
     print(f"{written} transactions, 8 kills")
 
@@ -331,13 +337,9 @@ def said(site: ClusterSite, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_a_statement_that_cannot_be_run_is_skipped(make: Callable[[int], Cluster]) -> None:
+def test_a_statement_that_cannot_be_run_is_skipped(pair: tuple[ClusterSite, ClusterSite]) -> None:
     """Only the one at which the site stopped, once what it does was done by hand; for good."""
-    cluster = make(2)
-    cluster.start_daemons()
-    here, there = cluster
-    for one in cluster:
-        state(one, "running")
+    here, there = pair
 
     def skip(site: ClusterSite, index: int) -> subprocess.CompletedProcess[str]:
         return said(site, "skip", "--index", str(index))
@@ -367,13 +369,9 @@ def test_a_statement_that_cannot_be_run_is_skipped(make: Callable[[int], Cluster
     assert there.daemon.status()["replica"]["skipped"] == [index]
 
 
-def test_an_own_transaction_that_cannot_be_carried_is_skipped(make: Callable[[int], Cluster]) -> None:
+def test_an_own_transaction_that_cannot_be_carried_is_skipped(pair: tuple[ClusterSite, ClusterSite]) -> None:
     """It stops capture and nothing else, before and after restarts; then one verb goes on without it, for good."""
-    cluster = make(2)
-    cluster.start_daemons()
-    here, there = cluster
-    for one in cluster:
-        state(one, "running")
+    here, there = pair
     sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY, b INT)")
     until(lambda: has_table(there, "shop", "t"), "the table")
     assert "capture has not stopped at a transaction here" in said(here, "skip", "--captured", "0-1-1").stderr
@@ -453,12 +451,8 @@ def test_a_table_that_comes_later_and_does_not_do(site: ClusterSite) -> None:
     assert site.daemon.replica_pid == replica
 
 
-def test_another_sites_table_that_does_not_do_here(make: Callable[[int], Cluster]) -> None:
-    cluster = make(2)
-    cluster.start_daemons()
-    here, there = cluster[1], cluster[2]
-    for one in cluster:
-        state(one, "running")
+def test_another_sites_table_that_does_not_do_here(pair: tuple[ClusterSite, ClusterSite]) -> None:
+    here, there = pair
     sql(there, "SET GLOBAL default_storage_engine = 'MyISAM'")
     sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)")
     until(lambda: has_table(there, "shop", "t"), "the table")
@@ -476,14 +470,10 @@ def test_another_sites_table_that_does_not_do_here(make: Callable[[int], Cluster
     until(lambda: sql(there, "SELECT * FROM shop.t") == ((1,),), "and the row goes")
 
 
-def test_a_table_that_does_not_do_at_a_start(make: Callable[[int], Cluster]) -> None:
+def test_a_table_that_does_not_do_at_a_start(pair: tuple[ClusterSite, ClusterSite]) -> None:
     """Where something was applied before, it holds capture only, and what mends it may come from another site. What is
     wrong with the server itself holds all."""
-    cluster = make(2)
-    cluster.start_daemons()
-    here, there = cluster
-    for one in cluster:
-        state(one, "running")
+    here, there = pair
     sql(
         here,
         "CREATE DATABASE shop",
@@ -527,13 +517,9 @@ def test_a_table_that_does_not_do_at_a_start(make: Callable[[int], Cluster]) -> 
     assert there.daemon.replica_pid == replica
 
 
-def test_rows_without_a_primary_key_before_a_start(make: Callable[[int], Cluster]) -> None:
+def test_rows_without_a_primary_key_before_a_start(pair: tuple[ClusterSite, ClusterSite]) -> None:
     """The table holds capture before it reads them; once it has a key they are left out, and that is said for good."""
-    cluster = make(2)
-    cluster.start_daemons()
-    here, there = cluster
-    for one in cluster:
-        state(one, "running")
+    here, there = pair
     sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.u (a INT PRIMARY KEY)")
     until(lambda: has_table(there, "shop", "u"), "the table")
     there.daemon.stop()
@@ -546,7 +532,7 @@ def test_rows_without_a_primary_key_before_a_start(make: Callable[[int], Cluster
     state(there, "running")
     until(lambda: (7,) in sql(here, "SELECT a FROM shop.u"), "what came behind them")
     note = f"{there.name}: 2 rows of shop.n, written while it had no primary key, are at that site only"
-    for one in cluster:
+    for one in pair:
         until(lambda one=one: note in one.daemon.status()["notes"], "both sites say so")  # type: ignore[misc]
     sql(there, "CREATE TABLE shop.m (a INT PRIMARY KEY)", "INSERT INTO shop.m SELECT a FROM shop.n")
     until(lambda: has_table(here, "shop", "m") and len(sql(here, "SELECT a FROM shop.m")) == 2, "copied, they come")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mysqlraft.sandbox.cluster import Cluster, ClusterSite
-from tests.daemon.test_daemon import has_table, log, make, row, site, sql, state, until
+from mysqlraft.sandbox.cluster import ClusterSite
+from tests.daemon.test_daemon import has_table, log, make, pair, row, site, sql, state, until
 
-__all__ = ["make", "site"]
+__all__ = ["make", "pair", "site"]
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -95,13 +94,9 @@ def test_a_progress_row_that_is_damaged(running: ClusterSite) -> None:
         state(site, "running")
 
 
-def test_rights_that_are_taken_away(make: Callable[[int], Cluster]) -> None:
+def test_rights_that_are_taken_away(pair: tuple[ClusterSite, ClusterSite]) -> None:
     """It is tried again until they are given back, and says which it lacks."""
-    cluster = make(2)
-    cluster.start_daemons()
-    here, there = cluster
-    for one in cluster:
-        state(one, "running")
+    here, there = pair
     sql(here, "CREATE DATABASE shop", "CREATE TABLE shop.t (a INT PRIMARY KEY)")
     until(lambda: has_table(there, "shop", "t"), "the table")
     account = sql(there, "SELECT user, host FROM mysql.user WHERE user = 'mysqlraft'")[0]

@@ -206,32 +206,38 @@ def test_units_of_one_payload_and_of_many_rows(servers: LendServers) -> None:
         same_everywhere([one, two], "s.c")
 
 
+def stays_while_each_comes_back(
+    one: SiteUnderTest, two: SiteUnderTest, statements: Sequence[str], shown: str, wild: str
+) -> None:
+    """Local transactions of s.u wait, another site writes wild: the rows ``shown`` stay as each of them comes back."""
+    settle([one, two])
+    hold(one)
+    query = f"SELECT * FROM s.u WHERE {shown} ORDER BY id"
+    for n, statement in enumerate(statements, 1):
+        one.execute(statement)
+        wait_for(lambda n=n: one.link.units_kept == n, 30, one)  # type: ignore[misc]
+    last = one.execute(query)
+    wild_write(two, wild)
+    for _ in come_back_one_by_one(one):
+        assert one.execute(query) == last
+    settle([one, two])
+    same_everywhere([one, two], "s.u")
+
+
 def test_unique_values_that_move_between_own_rows(servers: LendServers) -> None:
     """A value that a later local transaction gave to another row stays there."""
     table = "CREATE TABLE s.u (id INT PRIMARY KEY, u INT UNIQUE, w VARCHAR(20) UNIQUE, v INT)"
     with held_back(servers(2), table) as (one, two):
         one.execute("INSERT INTO s.u VALUES (1, 1, 'a', 0), (2, 2, 'b', 0), (3, 3, 'c', 0), (9, 9, 'z', 0)")
-        settle([one, two])
-        hold(one)
-        for n, statement in enumerate(
-            (
-                "UPDATE s.u SET u = 10, v = 1 WHERE id = 1",
-                "DELETE FROM s.u WHERE id = 1",
-                "UPDATE s.u SET u = 10, w = 'a', v = 2 WHERE id = 2",
-                "UPDATE s.u SET u = 2 WHERE id = 3",
-                "UPDATE s.u SET id = 4 WHERE id = 2",
-                "INSERT INTO s.u VALUES (2, 30, 'd', 3)",
-            ),
-            1,
-        ):
-            one.execute(statement)
-            wait_for(lambda n=n: one.link.units_kept == n, 30, one)  # type: ignore[misc]
-        shown = one.execute("SELECT * FROM s.u WHERE id < 9 ORDER BY id")
-        wild_write(two, "UPDATE s.u SET v = 7 WHERE id = 9")
-        for _ in come_back_one_by_one(one):
-            assert one.execute("SELECT * FROM s.u WHERE id < 9 ORDER BY id") == shown
-        settle([one, two])
-        same_everywhere([one, two], "s.u")
+        statements = (
+            "UPDATE s.u SET u = 10, v = 1 WHERE id = 1",
+            "DELETE FROM s.u WHERE id = 1",
+            "UPDATE s.u SET u = 10, w = 'a', v = 2 WHERE id = 2",
+            "UPDATE s.u SET u = 2 WHERE id = 3",
+            "UPDATE s.u SET id = 4 WHERE id = 2",
+            "INSERT INTO s.u VALUES (2, 30, 'd', 3)",
+        )
+        stays_while_each_comes_back(one, two, statements, "id < 9", "UPDATE s.u SET v = 7 WHERE id = 9")
 
 
 def test_unique_values_that_are_equal_to_the_server_only(servers: LendServers) -> None:
@@ -243,30 +249,18 @@ def test_unique_values_that_are_equal_to_the_server_only(servers: LendServers) -
         one.execute(
             f"INSERT INTO s.u VALUES ('a', 'ua', 'aaa1{long}', 0), ('b', 'ub', 'bbb1', 0), ('z', 'uz', 'zz', 0)"
         )
-        settle([one, two])
-        hold(one)
-        for n, statement in enumerate(
-            (
-                "UPDATE s.u SET v = 1 WHERE id = 'a'",
-                "UPDATE s.u SET id = 'A', v = 2 WHERE id = 'a'",
-                "UPDATE s.u SET u = 'x' WHERE id = 'a'",
-                "UPDATE s.u SET u = 'UA', v = 3 WHERE id = 'b'",
-                "UPDATE s.u SET p = NULL WHERE id = 'b'",
-                f"UPDATE s.u SET p = 'bbb9{long}' WHERE id = 'A'",
-                f"UPDATE s.u SET p = 'aaa7{long}', u = NULL WHERE id = 'b'",
-                "DELETE FROM s.u WHERE id = 'a'",
-                "INSERT INTO s.u VALUES ('a', 'ua', 'ccc', 9)",
-            ),
-            1,
-        ):
-            one.execute(statement)
-            wait_for(lambda n=n: one.link.units_kept == n, 30, one)  # type: ignore[misc]
-        shown = one.execute("SELECT * FROM s.u WHERE id < 'z' ORDER BY id")
-        wild_write(two, "UPDATE s.u SET v = 7 WHERE id = 'z'")
-        for _ in come_back_one_by_one(one):
-            assert one.execute("SELECT * FROM s.u WHERE id < 'z' ORDER BY id") == shown
-        settle([one, two])
-        same_everywhere([one, two], "s.u")
+        statements = (
+            "UPDATE s.u SET v = 1 WHERE id = 'a'",
+            "UPDATE s.u SET id = 'A', v = 2 WHERE id = 'a'",
+            "UPDATE s.u SET u = 'x' WHERE id = 'a'",
+            "UPDATE s.u SET u = 'UA', v = 3 WHERE id = 'b'",
+            "UPDATE s.u SET p = NULL WHERE id = 'b'",
+            f"UPDATE s.u SET p = 'bbb9{long}' WHERE id = 'A'",
+            f"UPDATE s.u SET p = 'aaa7{long}', u = NULL WHERE id = 'b'",
+            "DELETE FROM s.u WHERE id = 'a'",
+            "INSERT INTO s.u VALUES ('a', 'ua', 'ccc', 9)",
+        )
+        stays_while_each_comes_back(one, two, statements, "id < 'z'", "UPDATE s.u SET v = 7 WHERE id = 'z'")
 
 
 def test_what_another_site_overwrote_is_written_again(servers: LendServers) -> None:
