@@ -68,7 +68,10 @@ class MappedTables:
         """``scan``: of the statements ahead; without, the keys are taken to be those of today. ``never``: schemas that
         are not replicated whatever ``replicated`` says."""
         self.by_map: dict[bytes, MappedTable] = {}
-        """By the TABLE_MAP's event without its header."""
+        """By the TABLE_MAP's event without its header: number, flags, body."""
+        self._maps: dict[tuple[str, str], list[bytes]] = {}
+        """The keys of `by_map` by the table's name. All of a name have one number, the table's latest: a server gives
+        another one to a table that it opens again, and with more tables than it keeps open it does so all the time."""
         self._source = source
         self._replicated = replicated
         self._scan = scan
@@ -79,11 +82,13 @@ class MappedTables:
         changed = set(changed_tables(tables))
         if ("", None) in changed:
             self.by_map.clear()
+            self._maps.clear()
             return
         for key, table in list(self.by_map.items()):
             schema, name = (word.lower() for word in table.name)
             if (schema, name) in changed or (schema, None) in changed:
                 del self.by_map[key]
+                self._maps.pop(table.name, None)
 
     def timestamps(self, tables: Iterable[tuple[str, str | None]]) -> frozenset[str] | None:
         """The columns of type TIMESTAMP, in lower case, of the only one of these tables; None if rows of it have not
@@ -118,6 +123,12 @@ class MappedTables:
                 known_from = self._known_from(name, at) if there else (inf, 0)
             table = self.by_map[key] = MappedTable(name, body, keys, known_from, hidden)
             table.keyless = keyless
+            maps = self._maps.setdefault(name, [])
+            if maps and maps[0][:6] != key[:6]:
+                for former in maps:
+                    del self.by_map[former]
+                maps.clear()
+            maps.append(key)
         except tablemap.TableMapError as error:
             raise BinlogError(str(error)) from None
         return table

@@ -189,6 +189,7 @@ class TransactionStream:
         self._cursor = Cursor(position, mariadb=mariadb, elsewhere=elsewhere)
         self._tables = MappedTables(source, replicated, scan, never)
         self._numbered: dict[bytes, MappedTable] = {}
+        """By the number that this group's table maps give each."""
         self._transaction = OpenTransaction()
         self._prepared: dict[Xid, _Prepared] = {}
         self._outer_end = 0
@@ -392,6 +393,7 @@ class TransactionStream:
     def _begin(self, xid: Xid | None) -> None:
         self._mode = _PASS if self._skipping or (self._passing and xid is None) else _OPEN
         self._first = True
+        self._numbered.clear()
         if xid is not None:
             self._xid = xid
             self._spool = Spool(self._part_bytes)

@@ -111,6 +111,24 @@ def test_mark(server: Server) -> None:
         assert rig.payloads[1].units[0].base == 9
 
 
+def test_a_table_that_is_opened_again_and_again(server: Server) -> None:
+    """A server with more tables than it keeps open gives them new numbers all the time: only the last is kept."""
+    run(server, *_TABLES)
+    with capturing(server) as rig:
+        for n in range(20):
+            run(
+                server, f"INSERT INTO d.t VALUES ({n}, {n})", f"INSERT INTO d.u VALUES ({n}, {n})", "FLUSH LOCAL TABLES"
+            )
+        rig.wait(lambda: rig.capture.status()["transactions"] == 40)
+        stream = rig.capture._stream
+        assert stream is not None
+        assert sorted(table.name for table in stream._tables.by_map.values()) == [("d", "t"), ("d", "u")]
+        assert len(stream._numbered) == 1
+        assert [row for rows in rig.log() for row in rows] == [
+            (f"d.{table}", "WRITE", None, n) for n in range(20) for table in "tu"
+        ]
+
+
 def test_large_transaction(server: Server) -> None:
     """In parts while it is read; merged rows; a row in pieces; position moves with the last part."""
     run(server, "CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, b LONGBLOB)")
