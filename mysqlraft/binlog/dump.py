@@ -399,14 +399,14 @@ def identity(event: bytes) -> str:
     return f"{int.from_bytes(event[5:9], 'little')}-{int.from_bytes(event[:4], 'little')}"
 
 
-def file_identity(connect: Mapping[str, Any], server_id: int, file: str) -> str:
+def file_identity(open_dump: Callable[[], DumpConnection], file: str) -> str:
     """The identity of a file that the server has, asked for by a dump connection of its own.
 
     Raises:
         PositionLost, ConnectionLost, BinlogError: as `DumpConnection.batch` does.
         pymysql.err.MySQLError, OSError: as PyMySQL does.
     """
-    dump = DumpConnection(connect, server_id)
+    dump = open_dump()
     try:
         dump.start_at(file, 4)
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from mysqlraft.binlog.errors import BinlogError
 
@@ -139,6 +140,29 @@ def is_begin(event: bytes) -> bool:
         and event.endswith(_BEGIN)
         and size == _BEGIN_SIZE + event[27] + event[30] + (event[31] << 8)
     )
+
+
+MARIADB_GTID_FIELDS = struct.Struct("<IxI10xQIB")
+"""Of MARIADB_GTID: the header's seconds and server id; sequence number, domain, flags."""
+
+
+def gtid_of(event: bytes) -> tuple[Any, ...] | None:
+    """The GTID with which an event begins a group, as `place.gtid_text` has it; () if the group has none; None: the
+    event begins none.
+
+    Raises:
+        BinlogError: as `tagged_gtid` does.
+    """
+    kind = event[4]
+    if kind == EventType.GTID:
+        return event[20:36], "", int.from_bytes(event[36:44], "little")
+    if kind == EventType.MARIADB_GTID:
+        _, server_id, number, domain, _ = MARIADB_GTID_FIELDS.unpack_from(event)
+        return domain, server_id, number
+    if kind == EventType.GTID_TAGGED:
+        source, tag, number, _ = tagged_gtid(event[HEADER:])
+        return (source, tag, number) if number else ()
+    return () if kind == EventType.ANONYMOUS_GTID else None
 
 
 def tagged_gtid(body: bytes) -> tuple[bytes, str, int, int]:

@@ -46,8 +46,10 @@ from mysqlraft.binlog.events import (
     APPLY_THREAD_ID,
     HEADER,
     IGNORABLE,
+    MARIADB_GTID_FIELDS,
     EventType,
     Query,
+    gtid_of,
     is_begin,
     load_query,
     query,
@@ -117,8 +119,6 @@ _XID_TEXT = re.compile(rb"XA (?:START|COMMIT|ROLLBACK) X'([0-9A-Fa-f]*)',X'([0-9
 _NAMES = 33
 """The number of utf8mb3_general_ci, by which both kinds of server compare the names of savepoints."""
 _STANDALONE, _GROUP_COMMIT, _PREPARED, _COMPLETED = 1, 2, 64, 128
-_MARIADB_GTID_FIELDS = struct.Struct("<IxI10xQIB")
-"""Of MARIADB_GTID: the header's seconds and server id; sequence number, domain, flags."""
 _START_ALTER, _ROLLBACK_ALTER = 2, 8
 
 Xid = tuple[int, bytes, bytes]
@@ -359,14 +359,10 @@ class TransactionStream:
         self._begin_group(event)
         if len(event) < 68 and kind != _E.GTID_TAGGED:
             raise BinlogError("a GTID event is cut short")
-        if kind == _GTID:
-            self._name_group(event, (event[20:36], "", int.from_bytes(event[36:44], "little")))
-        elif kind == _E.GTID_TAGGED:
-            sid, tag, number, self.committed_at = tagged_gtid(event[HEADER:])
-            self._name_group(event, (sid, tag, number) if number else ())
+        self._name_group(event, gtid_of(event) or ())
+        if kind == _E.GTID_TAGGED:
+            self.committed_at = tagged_gtid(event[HEADER:])[3]
             return
-        else:
-            self._name_group(event, ())
         stamp = int.from_bytes(event[61:68], "little")
         if stamp >> 55:
             # The transaction came from elsewhere: the time of its first commit follows.
@@ -375,7 +371,7 @@ class TransactionStream:
 
     def _mariadb_gtid(self, event: bytes) -> None:
         self._begin_group(event)
-        seconds, server_id, number, domain, flags = _MARIADB_GTID_FIELDS.unpack_from(event)
+        seconds, server_id, number, domain, flags = MARIADB_GTID_FIELDS.unpack_from(event)
         self._name_group(event, (domain, server_id, number))
         self.committed_at = seconds * 1_000_000
         at = HEADER + (21 if flags & _GROUP_COMMIT else 13)

@@ -33,9 +33,10 @@ from typing import Any, Protocol
 import pymysql
 
 from mysqlraft.binlog.dump import DumpConnection
-from mysqlraft.binlog.errors import BinlogError, ConnectionLost
+from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.place import Place
+from mysqlraft.binlog.read_on import ReadOn, read_on
 from mysqlraft.ipc import LinkError
 from mysqlraft.mysql import opening
 from mysqlraft.mysql.connection import Session, SessionLost, StatementError
@@ -232,7 +233,7 @@ class Applier:
         patience = {"connect_timeout": ANSWER_SECONDS, "read_timeout": ANSWER_SECONDS, "write_timeout": ANSWER_SECONDS}
         self.watch = ServerWatch(partial(self._connect, **patience), yield_after)
         """Whether the server is there, and whom apply waits for; it watches while `run` does."""
-        self._open_dump = partial(DumpConnection, connect, dump_server_id)
+        self._open_dump = partial(DumpConnection, connect, dump_server_id, heartbeat=1.0)
         self._open_look_ahead = partial(DumpConnection, connect, look_ahead_server_id, heartbeat=1.0)
         self._log = log
         self._policy = policy
@@ -607,7 +608,7 @@ class Applier:
                     if intent is not None and intent.log_index != step.index:
                         intent = None
                 if intent is None or not ddl.has_run(session, statement, intent, self._open_dump):
-                    intent = intent or ddl.Intent(step.index, *ddl.binlog_end(session))
+                    intent = intent or ddl.intent_at(session, step.index, self._open_dump)
                     ddl.store_intent(session, intent)
                     try:
                         wait_for_tables(session, self._failures)
@@ -639,27 +640,44 @@ class Applier:
 
     def _pending_additions(self) -> Additions:
         """What this site's own statements added that are in its binlog, and not in the log as far as it was stepped."""
-        origin = self._state.origins[self._site]
-        if origin.resume is None:
-            return Additions()
         mariadb = self._connected().mariadb
         try:
-            end = self._source.binlog_end()
-            return own_additions(
-                self._open_dump, origin.resume, origin.done, end, self._source.collations, mariadb=mariadb
-            )
+            end, start = self._source.binlog_end(), self._log_ends()
+            if start is None:
+                return Additions()
+            return own_additions(self._open_dump, start, end, self._source.collations, mariadb=mariadb)
         except ConnectionLost as error:
             raise SessionLost(str(error)) from error
+        except BinlogError as error:
+            raise BinlogError(
+                f"its rows lack a column, and what this site's own statements put into it cannot be told: {error}"
+            ) from error
 
     def _own_statements(self) -> set[tuple[str, str | None]]:
         """What this site's own statements are about that are in its binlog, and may not be in the log yet."""
+        mariadb = self._connected().mariadb
+        try:
+            end, start = self._source.binlog_end(), self._log_ends()
+            if start is None:
+                return set()
+            return own_statements(self._open_dump, start, end, self._source.collations, mariadb=mariadb)
+        except PositionLost as error:
+            # Capture says so, too. None of them will be in the log.
+            log.warning("this site's own statements cannot be read: %s", error)
+            return set()
+
+    def _log_ends(self) -> ReadOn | None:
+        """After what of this site's binlog is in the log, as far as it was stepped; None: capture has not begun.
+
+        Raises:
+            as `read_on` does.
+        """
         origin = self._state.origins[self._site]
         if origin.resume is None:
-            return set()
-        mariadb, end = self._connected().mariadb, self._source.binlog_end()
-        return own_statements(
-            self._open_dump, origin.resume, origin.done, end, self._source.collations, mariadb=mariadb
-        )
+            return None
+        source, mariadb = self._source, self._connected().mariadb
+        position = origin.resume.read_to(origin.done)
+        return read_on(position, source.query, source.binlog_end, self._open_dump, mariadb=mariadb)
 
     # Failures.
 

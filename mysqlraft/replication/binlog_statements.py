@@ -8,14 +8,15 @@ from typing import NamedTuple
 from mysqlraft.binlog.collations import Collations
 from mysqlraft.binlog.compression import unpack
 from mysqlraft.binlog.dump import DumpConnection, LargeEvent
-from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, EventType, Query, query, rotate
+from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, EventType, Query, gtid_of, query
 from mysqlraft.binlog.own_schema import NEVER
 from mysqlraft.binlog.position import file_number
+from mysqlraft.binlog.read_on import ReadOn
 from mysqlraft.binlog.session_context import Context, session_context
 from mysqlraft.binlog.statement_text import statement_text
 from mysqlraft.binlog.statements import StatementKind, classify
 from mysqlraft.replication.additions import Additions
-from mysqlraft.replication.entry import Ddl, Position
+from mysqlraft.replication.entry import Ddl
 
 OpenDump = Callable[[], DumpConnection]
 """Opens a dump connection with a server id that no other replica of this server has."""
@@ -25,9 +26,10 @@ _TRANSACTION = (b"BEGIN", b"COMMIT", b"ROLLBACK", b"SAVEPOINT", b"XA")
 
 
 class Logged(NamedTuple):
-    """A statement that ends at ``end`` (number of the file, offset). ``timestamp``: of its event, in seconds."""
+    """A statement. ``read``: whether the position after which it was found is of somebody who has read it already.
+    ``timestamp``: of its event, in seconds."""
 
-    end: tuple[int, int]
+    read: bool
     timestamp: int
     event: Query
     statement: bytes
@@ -46,35 +48,42 @@ class Logged(NamedTuple):
         return statement_text(self.statement, client, collations)
 
 
-def statements_after(open_dump: OpenDump, file: str, offset: int, end: tuple[str, int]) -> Iterator[Logged]:
-    """The statements from a place between two transactions on, up to ``end`` (file, offset).
+def statements_after(open_dump: OpenDump, start: ReadOn, end: tuple[str, int]) -> Iterator[Logged]:
+    """The statements after a position up to ``end`` (file, offset), the end of the server's binlog not before now.
 
     Raises:
         PositionLost: the server no longer has that part of its binlog.
         ConnectionLost: it broke; try again.
     """
-    if (file, offset) == end:
+    if start.by_file and (start.position.file, start.position.offset) == end:
         return
     dump = open_dump()
+    cursor = start.cursor(mariadb=dump.mariadb)
+    wanted = file_number(end[0]), end[1]
+    read = False
     try:
-        dump.start_at(file, offset)
+        start.start(dump)
         while True:
             for event in dump.batch():
                 if isinstance(event, LargeEvent):
                     for _ in event.chunks():
                         pass
-                    continue
+                    event = event.header
                 kind = event[4]
-                position = int.from_bytes(event[13:17], "little")
                 if kind == EventType.ROTATE:
-                    file = rotate(event)[0]
+                    cursor.rotate(event)
+                    continue
+                if (gtid := gtid_of(event)) is not None:
+                    begins = cursor.start(event)
+                    read = cursor.begin(begins, gtid) or cursor.has_begun(begins, gtid)
                 elif kind in (EventType.QUERY, EventType.MARIADB_QUERY_COMPRESSED):
                     found = query(event[HEADER:])
                     text = unpack(found.statement) if kind == EventType.MARIADB_QUERY_COMPRESSED else found.statement
                     if not text.upper().startswith(_TRANSACTION):
-                        timestamp = int.from_bytes(event[:4], "little")
-                        yield Logged((file_number(file), position), timestamp, found, text)
-                if file == end[0] and position >= end[1]:
+                        yield Logged(read, int.from_bytes(event[:4], "little"), found, text)
+                # One that the dump itself made has no place. A heartbeat has: all before it has been sent, or is in
+                # the GTIDs.
+                if event[13:17] != b"\0\0\0\0" and (file_number(cursor.file), cursor.end(event)) >= wanted:
                     return
     finally:
         dump.close()
@@ -82,23 +91,21 @@ def statements_after(open_dump: OpenDump, file: str, offset: int, end: tuple[str
 
 def own_additions(
     open_dump: OpenDump,
-    resume: Position,
-    done: tuple[str, int],
+    start: ReadOn,
     end: tuple[str, int],
     collations: Collations,
     *,
     mariadb: bool,
 ) -> Additions:
-    """What statements added that are not apply's, and that the log does not hold yet: it holds what is before ``done``.
+    """What statements added that are not apply's, and that the log does not hold yet. ``start``: after what it holds.
 
     Raises:
         PositionLost, ConnectionLost: as `statements_after`.
         BinlogError: a statement ran under settings that this mysqlraft does not know.
     """
     found = Additions()
-    known = (file_number(done[0]), done[1]) if done[0] else (-1, 0)
-    for number, logged in enumerate(statements_after(open_dump, resume.file, resume.offset, end)):
-        if logged.by_apply or logged.end <= known:
+    for number, logged in enumerate(statements_after(open_dump, start, end)):
+        if logged.by_apply or logged.read:
             continue
         text = logged.text(collations, mariadb=mariadb)
         what = classify(text, logged.event.schema)
@@ -112,8 +119,7 @@ def own_additions(
 
 def own_statements(
     open_dump: OpenDump,
-    resume: Position,
-    done: tuple[str, int],
+    start: ReadOn,
     end: tuple[str, int],
     collations: Collations,
     *,
@@ -121,10 +127,9 @@ def own_statements(
 ) -> set[tuple[str, str | None]]:
     """What the statements are about, in lower case, that are not apply's, and that the log does not hold yet. Raises as
     `own_additions` does."""
-    known = (file_number(done[0]), done[1]) if done[0] else (-1, 0)
     found: set[tuple[str, str | None]] = set()
-    for logged in statements_after(open_dump, resume.file, resume.offset, end):
-        if not logged.by_apply and logged.end > known:
+    for logged in statements_after(open_dump, start, end):
+        if not logged.by_apply and not logged.read:
             what = classify(logged.text(collations, mariadb=mariadb), logged.event.schema)
             found.update((schema.lower(), None if name is None else name.lower()) for schema, name in what.tables)
     return found

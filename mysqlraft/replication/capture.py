@@ -28,13 +28,12 @@ from pymysql.connections import Connection
 
 from mysqlraft.binlog.added_columns import gives_each_row_its_own
 from mysqlraft.binlog.changes import Rows, SchemaChange
-from mysqlraft.binlog.dump import MAX_OFFSET, DumpConnection, LargeEvent, file_identity
+from mysqlraft.binlog.dump import DumpConnection, LargeEvent
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
-from mysqlraft.binlog.gtid import DomainPositions
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.large_row import largest_row
 from mysqlraft.binlog.place import Place, TransactionStops, UnfinishedUnit
-from mysqlraft.binlog.position import StreamPosition, file_number
+from mysqlraft.binlog.read_on import read_on
 from mysqlraft.binlog.statement_scan import StatementScan
 from mysqlraft.binlog.statements import classify
 from mysqlraft.binlog.stream import UNLIMITED, TransactionStream
@@ -244,25 +243,26 @@ class Capture:
             return
         self._flavour = Flavour.MARIADB if dump.mariadb else Flavour.MYSQL
         state = self._state
-        resume = state.resume
         if self._stream is not None:
             self._stream.close()
         scan = self._scan = StatementScan(
             partial(DumpConnection, self._connect, self._scan_server_id, heartbeat=1.0), source, self._stopping.is_set
         )
         self._row_bytes = largest_row(int(source.query("SELECT @@global.max_allowed_packet")[0][0]))
-        in_its_file = self._in_its_file(source, self._by_gtid(source, dump.mariadb))
-        by_file = in_its_file and self._by != "gtid"
-        if not by_file:
-            self._verify_gtids(source, dump.mariadb)
+        start = read_on(
+            state.resume.read_to(state.done),
+            source.query,
+            source.binlog_end,
+            partial(DumpConnection, self._connect, self._scan_server_id),
+            mariadb=dump.mariadb,
+            by=self._by,
+        )
         stream = self._stream = TransactionStream(
             source,
             self._replicated,
             mariadb=dump.mariadb,
-            position=StreamPosition(
-                resume.file, resume.offset, resume.gtids, state.done, resume.identity, resume.passed, resume.begun
-            ),
-            elsewhere=None if in_its_file else source.binlog_end(),
+            position=start.position,
+            elsewhere=start.elsewhere,
             base=state.base,
             part_bytes=self._part_bytes,
             row_bytes=self._row_bytes,
@@ -272,10 +272,7 @@ class Capture:
             skip=(*self._skip, *self._unfinished),
         )
         self._skips_marked = 0
-        if by_file:
-            dump.start_at(resume.file, resume.offset)
-        else:
-            dump.start_after(resume.gtids)
+        start.start(dump)
         while True:
             if not dump.ready() and not self._idle(dump, stream):
                 continue
@@ -306,70 +303,6 @@ class Capture:
             dump.close()
         if str(path) not in self._kept:
             self._kept.append(str(path))
-
-    def _by_gtid(self, source: ServerKeySource, mariadb: bool) -> bool:
-        if self._by == "file" or not self._state.resume.gtids:
-            if self._by == "gtid":
-                raise BinlogError("capture.position is gtid, but the position to start from has no GTIDs")
-            return False
-        if mariadb:
-            return True
-        on = str(source.query("SELECT @@global.gtid_mode")[0][0]) == "ON"
-        if self._by == "gtid" and not on:
-            raise BinlogError("capture.position is gtid, but the server has gtid_mode OFF")
-        return on
-
-    def _verify_gtids(self, source: ServerKeySource, mariadb: bool) -> None:
-        """The server must have everything that was captured. If it went back, it gives the GTIDs out again, and what
-        has them now would be passed over.
-        """
-        resume = self._state.resume
-        if self._state.done != (resume.file, resume.offset) and not (resume.passed or resume.begun):
-            raise BinlogError(
-                f"at {resume.file}:{resume.offset} of the server that was read before ({resume.identity}), a prepared "
-                "XA transaction was open, or the rows of a CREATE TABLE ... SELECT had not been read; from there to "
-                f"{self._state.done[0]}:{self._state.done[1]} the binlog was read, and by which GTIDs was not noted "
-                "by that version of mysqlraft. Let this site's daemon use that server again until the transaction is "
-                "finished (XA RECOVER lists it), else load this site anew from another one"
-            )
-        gtids = resume.passed or resume.gtids
-        if not mariadb:
-            if not source.query(f"SELECT GTID_SUBSET('{gtids}', @@global.gtid_executed)")[0][0]:
-                raise PositionLost("transactions that were captured are not in its gtid_executed: it has gone back")
-            return
-        held = DomainPositions(str(source.query("SELECT @@global.gtid_binlog_pos")[0][0])).last
-        for domain, (_, number) in DomainPositions(gtids).last.items():
-            if domain not in held or held[domain][1] < number:
-                raise PositionLost(
-                    f"captured up to {number} in GTID domain {domain}, which is after its gtid_binlog_pos: it has gone "
-                    "back"
-                )
-
-    def _in_its_file(self, source: ServerKeySource, by_gtid: bool) -> bool:
-        """Whether the position's file is here, and is the one that was read: then it is read on, whatever anybody has
-        declared about GTIDs meanwhile. Otherwise the GTIDs decide, if there are any (``by_gtid``): another server, with
-        files of its own, may have taken the place of this one, or the file was purged after its end had been read.
-
-        Raises:
-            PositionLost: it is another file, which now has its name and its GTIDs; or there are no GTIDs to decide.
-        """
-        resume, (file, offset), expected = self._state.resume, self._state.done, self._state.resume.identity
-        if not expected:
-            return not by_gtid
-        own = expected.startswith(f"{source.query('SELECT @@global.server_id')[0][0]}-")
-        if by_gtid and not own:
-            return False
-        sizes = {str(row[0]): int(row[1]) for row in source.query("SHOW BINARY LOGS")}
-        if file not in sizes:
-            if by_gtid and all(file_number(name) > file_number(file) for name in sizes):
-                return False
-            raise PositionLost(f"it has no {file}, but earlier files" if by_gtid else f"it has no {file}")
-        if sizes[file] < offset:
-            raise PositionLost(f"its {file} ends at {sizes[file]}, before that place")
-        if file_identity(self._connect, self._server_id, file) != expected:
-            raise PositionLost(f"its {file} is another file than the one that was read: its binlog was made anew")
-        # No server can be asked for a place that far by its file.
-        return not by_gtid or (resume.file in sizes and resume.offset <= MAX_OFFSET)
 
     def _idle(self, dump: DumpConnection, stream: TransactionStream) -> bool:
         """All that has arrived was read: sends what is held, and a mark when one is due. True: go on and read."""

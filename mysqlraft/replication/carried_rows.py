@@ -21,6 +21,7 @@ from mysqlraft.binlog.dump import DumpConnection
 from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.position import StreamPosition, file_number
+from mysqlraft.binlog.read_on import in_file
 from mysqlraft.binlog.rows import Field, columns_of, pick, split
 from mysqlraft.binlog.statements import classify
 from mysqlraft.binlog.stream import TransactionStream
@@ -154,7 +155,7 @@ class RowsOfTable:
     def _changed(self, session: Session, schema: str, table: str, since: tuple[str, int]) -> str:
         """A statement in the binlog that has changed the table's columns or dropped it since; "" if there is none."""
         wanted = (schema.lower(), table.lower())
-        for logged in statements_after(self._open_dump, *since, binlog_end(session)):
+        for logged in statements_after(self._open_dump, in_file(*since), binlog_end(session)):
             text = logged.text(self._source.collations, mariadb=session.mariadb)
             met = [
                 (name.lower(), None if other is None else other.lower())

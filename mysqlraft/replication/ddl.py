@@ -3,17 +3,22 @@
 A statement commits by itself, so it cannot share a transaction with the progress row. First an intent is committed to
 the progress row: the log index, and where the binlog stood. Then the statement runs; then the progress row moves to its
 index. After a crash in between, the binlog from the intent's position on holds the statement, under the thread id of
-apply's sessions, or it does not: both servers write a statement to the binlog together with its effect.
+apply's sessions, or it does not: both servers write a statement to the binlog together with its effect. So does that of
+another server that has taken the place of this one meanwhile, from the intent's GTIDs on.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import msgpack
 
 from mysqlraft.binlog.collations import Collations
 from mysqlraft.binlog.commuting import commutes as statement_commutes
+from mysqlraft.binlog.dump import file_identity
+from mysqlraft.binlog.position import StreamPosition
+from mysqlraft.binlog.read_on import read_on
 from mysqlraft.binlog.statements import classify
 from mysqlraft.mysql.connection import Session, StatementError, version_numbers
 from mysqlraft.mysql.schema import SCHEMA, quoted
@@ -24,17 +29,22 @@ from mysqlraft.replication.statement_session import prepare
 
 
 class Intent(NamedTuple):
-    """A statement is about to run: its log index, and where the binlog stood."""
+    """A statement is about to run: its log index, and where the binlog stood. ``gtids``, ``identity``: as in
+    `StreamPosition`."""
 
     log_index: int
     file: str
     offset: int
+    gtids: str = ""
+    identity: str = ""
 
 
 _NAMES_ITS_SCHEMA = frozenset(("CREATE DATABASE", "CREATE SCHEMA", "DROP DATABASE", "DROP SCHEMA"))
 """Their event in the binlog calls the schema that they name the default one, and it need not exist here."""
 _UNUSABLE_SCHEMA = (1049, 1044)
 """It does not exist at this site, or the account has no business in it."""
+_LARGEST_INTENT = 1024
+"""Bytes that the column holds. Without its GTIDs an intent cannot be found in another server's binlog."""
 _NOT_ALL_FOUND = (1051, 4091, 4092)
 """No such table, sequence, view."""
 
@@ -51,6 +61,17 @@ def binlog_end(session: Session) -> tuple[str, int]:
     return str(rows[0][0]), int(rows[0][1])
 
 
+def intent_at(session: Session, log_index: int, open_dump: OpenDump) -> Intent:
+    """The intent for the statement that is to run next.
+
+    Raises:
+        ConnectionLost, BinlogError: as `file_identity` does; and as `Session.query` and ``open_dump`` do.
+    """
+    file, offset = binlog_end(session)
+    gtids = session.query(f"SELECT @@global.{'gtid_binlog_pos' if session.mariadb else 'gtid_executed'}")[0][0]
+    return Intent(log_index, file, offset, str(gtids).replace("\n", ""), file_identity(open_dump, file))
+
+
 def read_intent(session: Session) -> Intent | None:
     """The last intent that was stored. It counts only for the statement of its index."""
     packed = session.query("SELECT intent FROM mysqlraft.progress WHERE id = 1")[0][0]
@@ -60,6 +81,8 @@ def read_intent(session: Session) -> Intent | None:
 def store_intent(session: Session, intent: Intent) -> None:
     """Commits the intent; from then on the statement may run. Raises as `Session.run` does."""
     packed: bytes = msgpack.packb(tuple(intent))
+    if len(packed) > _LARGEST_INTENT:
+        packed = msgpack.packb(tuple(intent._replace(gtids="")))
     session.run([b"UPDATE mysqlraft.progress SET intent = 0x%b WHERE id = 1" % packed.hex().encode()])
 
 
@@ -130,10 +153,14 @@ def has_run(session: Session, ddl: Ddl, intent: Intent, open_dump: OpenDump) -> 
     Raises:
         PositionLost: the server no longer has that part of its binlog.
         ConnectionLost: it broke; try again.
+        and as `read_on` does.
     """
+    here = intent.file, intent.offset
+    position = StreamPosition(*here, intent.gtids, here, intent.identity)
+    start = read_on(position, session.query, partial(binlog_end, session), open_dump, mariadb=session.mariadb)
     wanted = classify(ddl.text, ddl.schema)
     collations = Collations(session.query)
-    for logged in statements_after(open_dump, intent.file, intent.offset, binlog_end(session)):
+    for logged in statements_after(open_dump, start, binlog_end(session)):
         if logged.by_apply:
             # The server may have put it into other words.
             ran = classify(logged.text(collations, mariadb=session.mariadb), logged.event.schema)

@@ -30,6 +30,8 @@ from typing import Any, cast
 
 import msgpack
 
+from mysqlraft.binlog.position import StreamPosition
+
 VERSION = 3
 OLDEST = 2
 """The log may still hold payloads of this version, which the mysqlraft before wrote."""
@@ -88,6 +90,10 @@ class Position:
         """As they are in a payload and in the replicated state."""
         whole = (self.file, self.offset, self.gtids, self.identity)
         return (*whole, self.passed, self.begun) if self.passed or self.begun else whole
+
+    def read_to(self, done: tuple[str, int]) -> StreamPosition:
+        """The same for who has read up to ``done``, see `Payload`."""
+        return StreamPosition(self.file, self.offset, self.gtids, done, self.identity, self.passed, self.begun)
 
 
 @dataclass(slots=True)

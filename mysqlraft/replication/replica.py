@@ -49,7 +49,7 @@ from pymysql.constants import ER
 
 from mysqlraft import config, logs
 from mysqlraft.admin.status import State
-from mysqlraft.binlog.dump import file_identity
+from mysqlraft.binlog.dump import DumpConnection, file_identity
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.place import Place, TransactionStops
@@ -347,7 +347,8 @@ class Replica:
                 return int(row[0]), Position(*msgpack.unpackb(row[1]))
             position = position_now(connection)
             server_id = dump_server_id(self._config.cluster.id, self._site, Reader.CAPTURE)
-            identity = file_identity(account.arguments(self._config.server), server_id, position.file)
+            arguments = account.arguments(self._config.server)
+            identity = file_identity(partial(DumpConnection, arguments, server_id), position.file)
             position = replace(position, identity=identity)
             packed = msgpack.packb((position.file, position.offset, position.gtids, position.identity))
             cursor.execute("INSERT INTO mysqlraft.beginning VALUES (1, %s, %s)", (index, packed))

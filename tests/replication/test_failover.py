@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mysqlraft.binlog.dump import DumpConnection
 from mysqlraft.binlog.errors import BinlogError
+from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.place import TransactionStops
+from mysqlraft.binlog.position import StreamPosition
+from mysqlraft.binlog.read_on import read_on
 from mysqlraft.ipc import SkipLists
-from mysqlraft.replication.entry import PayloadKind
+from mysqlraft.replication import ddl
+from mysqlraft.replication.apply_session import open_session
+from mysqlraft.replication.binlog_statements import own_additions, own_statements
+from mysqlraft.replication.entry import Ddl, PayloadKind
 from mysqlraft.replication.replica import _ahead
 from mysqlraft.sandbox.servers import Server
-from tests.harness.pool import ServerFactory
+from tests.harness.pool import LendServers, ServerFactory
 from tests.replication.capture_rig import capturing, run
+from tests.replication.harness import settle, wait_for
+from tests.replication.test_apply import cluster, same_everywhere
 
 _TABLE = ("CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, v VARCHAR(100))")
 
@@ -32,6 +42,10 @@ def _gtids(server: Server) -> str:
     with server.connect() as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT @@global.{variable}")
         return str((cursor.fetchone() or ("",))[0])
+
+
+def _account(server: Server) -> dict[str, Any]:
+    return {"unix_socket": str(server.socket), "user": server.user, "password": server.password, "ssl_disabled": True}
 
 
 def follow(server: Server, other: Server) -> None:
@@ -215,3 +229,94 @@ def test_what_is_left_out_at_the_other_server(server: Server, other: Server, tmp
     with capturing(other, state, skip=_ahead(skips, state.resume)) as rig:
         rig.wait(lambda: rig.log() and rig.log()[-1] == [("d.t", "WRITE", None, 3)])
     assert [path.name for path in (tmp_path / "left out").iterdir()] == [place.identity]
+
+
+@pytest.mark.parametrize("later_files", [True, False], ids=["from later files", "to later files"])
+def test_own_statements_that_are_not_in_the_log(server: Server, other: Server, later_files: bool) -> None:
+    """They are found at the other server, and none is found that the log holds."""
+    _files(server if later_files else other, 5)
+    run(server, *_TABLE)
+    with capturing(server) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 'a')", "CREATE TABLE d.held (id INT PRIMARY KEY)")
+        run(server, "XA START 'one'", "INSERT INTO d.held VALUES (1)", "XA END 'one'", "XA PREPARE 'one'")
+        run(server, "ALTER TABLE d.t ADD COLUMN known INT")
+        _files(server, 1)
+        run(server, "CREATE TABLE d.s (PRIMARY KEY (id)) AS SELECT id, v FROM d.t")
+        rig.wait(lambda: len(rig.log()) == 5)
+        rig.payloads.pop()
+        assert rig.payloads[-1].kind is PayloadKind.DDL
+        state = rig.state()
+        assert state.resume.passed
+        assert state.resume.begun
+    _files(server, 1)
+    run(server, "ALTER TABLE d.t ADD COLUMN w INT DEFAULT 5")
+    follow(server, other)
+    for each in (server, other):
+        assert _own(each, state.resume.read_to(state.done)) == ({("d", "t")}, [True, False])
+    # Nothing that the dump could send is left: it says so, too.
+    all_read = StreamPosition("binlog.000001", 4, _gtids(other), ("binlog.000001", 4), "78-1")
+    assert _own(other, all_read) == (set(), [False, False])
+    for each in (server, other):
+        run(each, "XA ROLLBACK 'one'")
+
+
+def _own(server: Server, position: StreamPosition) -> tuple[set[tuple[str, str | None]], list[bool]]:
+    """What the statements after a position are about, and which of these columns they have added."""
+    source = ServerKeySource(server.connect)
+    open_dump = partial(DumpConnection, _account(server), 77_001, heartbeat=1.0)
+    mariadb = server.engine == "mariadb"
+    start, end = read_on(position, source.query, source.binlog_end, open_dump, mariadb=mariadb), source.binlog_end()
+    tables = own_statements(open_dump, start, end, source.collations, mariadb=mariadb)
+    additions = own_additions(open_dump, start, end, source.collations, mariadb=mariadb)
+    source.close()
+    return tables, [additions.find("d", "t", name) is not None for name in ("w", "known")]
+
+
+@pytest.mark.parametrize("later_files", [True, False], ids=["from later files", "to later files"])
+def test_a_row_that_lacks_what_only_the_binlog_says(
+    server: Server, other: Server, servers: LendServers, later_files: bool
+) -> None:
+    """Apply writes it at the other server, before capture reads there."""
+    _files(server if later_files else other, 5)
+    with cluster([server, *servers(1)], "CREATE TABLE s.t (id INT PRIMARY KEY, v VARCHAR(9))") as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 'old')")
+        settle(sites)
+        one.link.hold()
+        one.execute(
+            "ALTER TABLE s.t ADD COLUMN c INT DEFAULT 5 NOT NULL", "ALTER TABLE s.t ALTER COLUMN c DROP DEFAULT"
+        )
+        wait_for(lambda: one.link.statements_kept == 2, 30, sites)
+        one.stop()
+        one.link.kept.clear()
+        follow(server, other)
+        two.execute("INSERT INTO s.t VALUES (2, 'new')")
+        wait_for(lambda: one.log.entries[-1].origin == 2, 30, sites)
+        one.server = other
+        one.start()
+        wait_for(lambda: len(one.execute("SELECT c FROM s.t")) == 2, 30, sites)
+        assert one.execute("SELECT c FROM s.t") == [(5,), (5,)]
+        one.link.release()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
+@pytest.mark.parametrize("later_files", [True, False], ids=["from later files", "to later files"])
+def test_whether_a_statement_has_run(server: Server, other: Server, later_files: bool) -> None:
+    """Apply ran it, and the server was replaced, or began another file, before the progress row said so."""
+    _files(server if later_files else other, 5)
+    another, made, *more = [Ddl([], b"CREATE DATABASE d%d" % number, "", {}, 0) for number in range(9)]
+    dumps = {each: partial(DumpConnection, _account(each), 77_001, heartbeat=1.0) for each in (server, other)}
+    session = open_session(server.connect)
+    for each in (another, *more):  # so that the place is later than any in the next file
+        ddl.run(session, each)
+    intent = ddl.intent_at(session, 7, dumps[server])
+    _files(server, 1)
+    ddl.run(session, made)
+    session.close()
+    follow(server, other)
+    for now in (server, other):
+        session = open_session(now.connect)
+        assert ddl.has_run(session, made, intent, dumps[now])
+        assert not ddl.has_run(session, another, intent, dumps[now])
+        session.close()
