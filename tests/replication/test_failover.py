@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,12 @@ from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.place import TransactionStops
 from mysqlraft.binlog.position import StreamPosition
 from mysqlraft.binlog.read_on import read_on
+from mysqlraft.binlog.stream import TransactionStream
 from mysqlraft.ipc import SkipLists
 from mysqlraft.replication import ddl
 from mysqlraft.replication.apply_session import open_session
 from mysqlraft.replication.binlog_statements import own_additions, own_statements
+from mysqlraft.replication.capture import Capture
 from mysqlraft.replication.entry import Ddl, PayloadKind
 from mysqlraft.replication.replica import _ahead
 from mysqlraft.sandbox.servers import Server
@@ -163,8 +164,19 @@ def test_between_a_statement_and_its_rows(server: Server, other: Server, where: 
         assert rig.log()[:-1] == rows
 
 
-def test_nothing_is_read_twice_after_it(server: Server, other: Server) -> None:
+def test_nothing_is_read_twice_after_it(server: Server, other: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other server's file holds what was captured, too, and capture begins again before anything new has come."""
+    idle: list[str] = []
+    """The identity of the file that is read, each time when capture has done all that it does before more comes."""
+
+    idle_before = Capture._idle
+
+    def idling(capture: Capture, dump: DumpConnection, stream: TransactionStream) -> bool:
+        go_on = idle_before(capture, dump, stream)
+        idle.append(stream._cursor.identity_of(stream._cursor.file))
+        return go_on
+
+    monkeypatch.setattr(Capture, "_idle", idling)
     run(server, *_TABLE)
     _files(other, 5)
     with capturing(server) as rig:
@@ -172,9 +184,8 @@ def test_nothing_is_read_twice_after_it(server: Server, other: Server) -> None:
         rig.wait(lambda: rig.payloads)
         state = rig.state()
     follow(server, other)
-    with capturing(other, state, mark_seconds=0.1) as rig:
-        rig.wait(lambda: rig.capture.status()["connected"])
-        time.sleep(0.5)
+    with capturing(other, state, mark_seconds=0) as rig:
+        rig.wait(lambda: any(identity.startswith("77-") for identity in idle))
         state = rig.capture._state
     with capturing(other, state) as rig:
         run(other, "INSERT INTO d.t VALUES (2, 'b')")
