@@ -46,12 +46,27 @@ def watched(engine: Engine, servers: LendServers, server_factory: ServerFactory)
 
 
 @contextmanager
-def holding(server: Server, row: int, seconds: float, sessions: int) -> Iterator[list[int]]:
-    """Sessions of the application that hold a row of s.t one after the other, each for so long; counts them."""
+def sessions(target: Callable[[threading.Event, int], None], count: int) -> Iterator[None]:
+    """So many sessions of the application, each a thread: they are given what says that they are to end, and which they
+    are."""
     stop = threading.Event()
+    threads = [threading.Thread(target=target, args=(stop, number)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@contextmanager
+def holding(server: Server, row: int, seconds: float, count: int) -> Iterator[list[int]]:
+    """Sessions of the application that hold a row of s.t one after the other, each for so long; counts them."""
     held: list[int] = []
 
-    def hold() -> None:
+    def hold(stop: threading.Event, number: int) -> None:
         with closing(server.connect(autocommit=False)) as client, client.cursor() as cursor:
             while not stop.is_set():
                 run(cursor, f"SELECT * FROM s.t WHERE id = {row} FOR UPDATE")
@@ -59,15 +74,8 @@ def holding(server: Server, row: int, seconds: float, sessions: int) -> Iterator
                 stop.wait(seconds)
                 client.rollback()
 
-    threads = [threading.Thread(target=hold) for _ in range(sessions)]
-    for thread in threads:
-        thread.start()
-    try:
+    with sessions(hold, count):
         yield held
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def thread_of(client: pymysql.Connection[Any]) -> int:
@@ -91,12 +99,11 @@ def test_a_hot_row_that_is_held_by_one_session_after_the_other(servers: LendServ
 
 
 @contextmanager
-def heavy_transactions(server: Server, sessions: int) -> Iterator[list[int]]:
+def heavy_transactions(server: Server, count: int) -> Iterator[list[int]]:
     """Sessions of the application that change many rows of their own, lock row 2 of s.t, and then row 1."""
-    stop = threading.Event()
     done: list[int] = []
 
-    def lock() -> None:
+    def lock(stop: threading.Event, number: int) -> None:
         with closing(server.connect(autocommit=False)) as client, client.cursor() as cursor:
             while not stop.is_set():
                 with suppress(pymysql.err.OperationalError):  # a deadlock that this one has lost
@@ -107,15 +114,8 @@ def heavy_transactions(server: Server, sessions: int) -> Iterator[list[int]]:
                     done.append(1)
                 client.rollback()
 
-    threads = [threading.Thread(target=lock) for _ in range(sessions)]
-    for thread in threads:
-        thread.start()
-    try:
+    with sessions(lock, count):
         yield done
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_deadlocks_that_the_server_decides_for_the_application(servers: LendServers) -> None:
@@ -169,10 +169,9 @@ def test_a_statement_whose_table_is_never_free(servers: LendServers, monkeypatch
 @contextmanager
 def read_locks(server: Server, seconds: float) -> Iterator[list[int]]:
     """Two sessions of the application that have s.t locked, as dumps do, so that it is never free."""
-    stop = threading.Event()
     taken: list[int] = []
 
-    def lock(number: int) -> None:
+    def lock(stop: threading.Event, number: int) -> None:
         with closing(server.connect()) as client, client.cursor() as cursor:
             stop.wait(number * seconds / 2)
             while not stop.is_set():
@@ -181,15 +180,8 @@ def read_locks(server: Server, seconds: float) -> Iterator[list[int]]:
                 stop.wait(seconds)
                 run(cursor, "UNLOCK TABLES")
 
-    threads = [threading.Thread(target=lock, args=(number,)) for number in (0, 1)]
-    for thread in threads:
-        thread.start()
-    try:
+    with sessions(lock, 2):
         yield taken
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_rows_of_a_table_that_is_always_locked(servers: LendServers, monkeypatch: pytest.MonkeyPatch) -> None:
