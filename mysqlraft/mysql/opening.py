@@ -4,7 +4,7 @@
   that has moved to another machine, ends the connection after `DEAD_SECONDS`, whatever the server was about to do.
 - Logging in waits for each answer as long as for the connection itself.
 - The limits that a server may set for every session (rows in an answer, rows looked at, time) are lifted: otherwise
-  tables, columns and collations could be missing from the answers.
+  tables, columns and collations could be missing from the answers, and a transaction could end between two statements.
 - Afterwards each answer has to come within `ANSWER_SECONDS`. A table that somebody changes is waited for by the server,
   which gives up before that. The session that apply writes through waits as long as the server works:
   `mysqlraft.replication.server_watch` asks.
@@ -28,7 +28,8 @@ CONNECT_SECONDS = 10.0
 _PROBES = 3
 _SESSION = (
     f"SET SESSION lock_wait_timeout = {TABLE_LOCK_SECONDS}, sql_select_limit = 18446744073709551615,"
-    " sql_big_selects = 1 /*!80000 , max_execution_time = 0 */ /*M!100600 , max_statement_time = 0 */"
+    " sql_big_selects = 1 /*!80000 , max_execution_time = 0 */ /*M!100600 , max_statement_time = 0,"
+    " idle_transaction_timeout = 0, idle_write_transaction_timeout = 0, idle_readonly_transaction_timeout = 0 */"
 )
 """MySQL reads the first comment, MariaDB the second."""
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
+from typing import Any
 
 import pytest
 
 from mysqlraft.mysql import opening
+from mysqlraft.replication.apply_session import open_session
 from mysqlraft.sandbox.servers import Engine, Server
 from tests.harness.pool import LendServers
 from tests.replication.harness import run, settle, wait_for
 from tests.replication.test_apply import cluster, same_everywhere
+from tests.replication.test_stalls import thread_of
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -50,11 +54,34 @@ def test_a_server_that_limits_every_session(servers: LendServers, engine: Engine
         same_everywhere(sites, "s.t")
 
 
+def _account(server: Server) -> dict[str, Any]:
+    return {"unix_socket": str(server.socket), "user": server.user, "password": server.password, "ssl_disabled": True}
+
+
 def test_a_server_that_limits_the_time_of_a_query(server: Server) -> None:
     """The daemon's questions about thousands of tables take their time."""
     limit = "max_execution_time = 100" if server.engine == "mysql" else "max_statement_time = 0.1"
-    account = {"unix_socket": str(server.socket), "user": server.user, "password": server.password}
     with closing(server.connect()) as root:
         run(root.cursor(), f"SET GLOBAL {limit}")
-    with closing(opening.connect(**account, ssl_disabled=True)) as daemon:
+    with closing(opening.connect(**_account(server))) as daemon:
         assert run(daemon.cursor(), "SELECT SLEEP(0.5)") == [(0,)]  # 1: it was interrupted
+
+
+@pytest.mark.parametrize("kind", ["", "write_", "readonly_"])
+def test_a_server_that_ends_idle_transactions(server: Server, kind: str) -> None:
+    """Between two statements of a unit apply may take its time."""
+    if server.engine == "mysql":
+        return  # It has no such limit.
+    statement = "SELECT COUNT(*) FROM s.t" if kind == "readonly_" else "INSERT INTO s.t (v) VALUES (1)"
+    with closing(server.connect()) as root, closing(root.cursor()) as cursor:
+        run(cursor, "CREATE DATABASE s", "CREATE TABLE s.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT)")
+        run(cursor, f"SET GLOBAL idle_{kind}transaction_timeout = 1")
+        session = open_session(partial(opening.connect, **_account(server)))
+        with closing(server.connect(autocommit=False)) as other:
+            session.run([b"START TRANSACTION"])
+            session.query(statement) if kind == "readonly_" else session.run([statement.encode()])
+            run(other.cursor(), statement)
+            wait_for(lambda: thread_of(other) not in [row[0] for row in run(cursor, "SHOW PROCESSLIST")], 30, other)
+        session.run([b"INSERT INTO s.t (v) VALUES (2)", b"COMMIT"])
+        session.close()
+        assert (2,) in run(cursor, "SELECT v FROM s.t")
