@@ -15,7 +15,7 @@ from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.keys import KeyDefinition, KeyPart
 from mysqlraft.binlog.statement_text import characters_of, statement_text
 from mysqlraft.mysql.finding import identifier
-from mysqlraft.mysql.schema import quoted
+from mysqlraft.mysql.schema import named, quoted
 
 _DENIED = (1044, 1142, 1143, 1227)
 _GONE = (1049, 1146, 1051)
@@ -130,12 +130,12 @@ class ServerKeySource:
         """
         kinds = self.query(
             "SELECT table_type FROM information_schema.tables"
-            f" WHERE table_schema = {quoted(schema)} AND table_name = {quoted(table)}"
+            f" WHERE {named('table_schema', schema, 'table_name', table)}"
         )
         if [str(row[0]) for row in kinds] != ["BASE TABLE"]:
             return False
-        others = "SELECT 1 FROM information_schema.triggers WHERE " + (
-            f"event_object_schema = {quoted(schema)} AND event_object_table = {quoted(table)}"
+        others = "SELECT 1 FROM information_schema.triggers WHERE " + named(
+            "event_object_schema", schema, "event_object_table", table
         )
         if calls:
             names = ", ".join(quoted(name) for name in dict.fromkeys(calls))
@@ -152,14 +152,13 @@ class ServerKeySource:
         name = identifier(schema, table)
         if not self._is_mariadb():
             return _COUNTER.sub("", str(self.query(f"SHOW CREATE TABLE {name}")[0][1]))
-        where = f"table_name = {quoted(table)}"
         indexes = [(*row[:_CARDINALITY], *row[_CARDINALITY + 1 :]) for row in self.query(f"SHOW INDEX FROM {name}")]
         others = (
             f"SHOW FULL COLUMNS FROM {name}",
             "SELECT table_type, engine, create_options FROM information_schema.tables"
-            f" WHERE table_schema = {quoted(schema)} AND {where}",
+            f" WHERE {named('table_schema', schema, 'table_name', table)}",
             "SELECT constraint_name, delete_rule, update_rule FROM information_schema.referential_constraints"
-            f" WHERE constraint_schema = {quoted(schema)} AND {where}",
+            f" WHERE {named('constraint_schema', schema, 'table_name', table)}",
         )
         return repr([indexes, *map(self.query, others)])
 

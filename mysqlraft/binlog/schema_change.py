@@ -14,9 +14,9 @@ from mysqlraft.binlog.repeating import did_nothing
 from mysqlraft.binlog.row_statements import replicated_rows
 from mysqlraft.binlog.scheduled_events import elsewhere, elsewhere_in_bytes
 from mysqlraft.binlog.session_context import session_context
-from mysqlraft.binlog.statements import Statement, StatementKind
+from mysqlraft.binlog.statements import Statement, StatementKind, words
 
-_START_TRANSACTION = re.compile(r"\s+START TRANSACTION\s*$", re.IGNORECASE)
+_START_TRANSACTION = "START TRANSACTION"
 _IF_EXISTS = re.compile(r"\s*DROP\s+\w+\s+(?:/\*.*?\*/\s*)?IF\s+EXISTS\b", re.IGNORECASE)
 _OF_ONE_TABLE = ("ALTER TABLE", "CREATE INDEX", "DROP INDEX", "TRUNCATE TABLE")
 """Statements that a session which logs statements writes of its temporary tables as of any others."""
@@ -109,9 +109,23 @@ def schema_change(
         else:
             client = int(context.variables.get("character_set_client", _UTF8MB4))
             statement = elsewhere_in_bytes(source.characters(statement, client), context.invoker)
-    if inside and (end := _START_TRANSACTION.search(text)) is not None:
-        text, statement = text[: end.start()], statement[: end.start() - len(text)]
+    if inside:
+        text, statement = _by_itself(text, statement)
     return SchemaChange(list(tables), statement, text, found.schema, context.variables, committed_at, inside)
+
+
+def _by_itself(text: str, statement: bytes) -> tuple[str, bytes]:
+    """CREATE TABLE without what says that the table's rows follow in the same transaction; its partitions may be behind
+    that."""
+    clause = [word for word in words(text) if not word.quoted and word.text.upper() in ("START", "TRANSACTION")][-2:]
+    if " ".join(word.text.upper() for word in clause) != _START_TRANSACTION:
+        return text, statement
+    before, after = text[: clause[0].start], text[clause[1].end :]
+    # The statement is the server's own: nothing but its names and comments is not ASCII, whatever the character set.
+    mark = _START_TRANSACTION.encode()
+    pieces = statement.split(mark)
+    met = before.count(_START_TRANSACTION) + 1
+    return before + after, mark.join(pieces[:met]) + mark.join(pieces[met:])
 
 
 def _name(text: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mysqlraft.mysql.finding import identifier
-from mysqlraft.mysql.schema import quoted
+from mysqlraft.mysql.schema import exactly, named, quoted
 
 Query = Callable[[str], Sequence[Sequence[Any]]]
 """Runs one statement and returns its rows. The connection's settings are its own: see `SETTINGS`."""
@@ -104,7 +104,7 @@ def definition_of(query: Query, schema: str, name: str, *, mariadb: bool) -> str
     if mariadb:
         found = [_lines(query, *part[:5], schema, name, order=part[5]) for part in _TABLE]
         return "\n".join(lines for lines in found if lines)
-    where = f"table_schema = {quoted(schema)} AND table_name = {quoted(name)}"
+    where = named("table_schema", schema, "table_name", name)
     if not query(f"SELECT 1 FROM information_schema.tables WHERE {where}"):
         return ""
     create = _COUNTER.sub("", str(query(f"SHOW CREATE TABLE {identifier(schema, name)}")[0][1]))
@@ -123,9 +123,11 @@ def _lines(
     *,
     order: str = "",
 ) -> str | None:
+    # Routines and events of one schema are not told by case.
+    is_it = exactly(called, name) if called in ("table_name", "schema_name") else f"{called} = {quoted(name)}"
     rows = query(
-        f"SELECT {columns} FROM information_schema.{table} WHERE {in_schema} = {quoted(schema)}"
-        f" AND {called} = {quoted(name)}" + (f" ORDER BY {order}" if order else "")
+        f"SELECT {columns} FROM information_schema.{table} WHERE {exactly(in_schema, schema)} AND {is_it}"
+        + (f" ORDER BY {order}" if order else "")
     )
     if rows and not rows[0][0]:
         return None

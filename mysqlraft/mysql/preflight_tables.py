@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mysqlraft.mysql.finding import Finding, Severity, identifier
+from mysqlraft.mysql.schema import named
 
 Query = Callable[[str], Sequence[Sequence[Any]]]
 Replicated = Callable[[str, str], bool]
@@ -53,6 +54,8 @@ def check_tables(
     yield from _primary_keys(query, names)
     if mysql is not None and mysql >= FUNCTIONAL_INDEXES:
         yield from _functional_indexes(query, names)
+    if mysql is not None:
+        yield from _generated_in_the_session(query, names)
     logged = mysql is not None and mysql >= CASCADES_LOGGED and variables.get("innodb_native_foreign_keys") != "ON"
     if not logged:
         yield from _cascades(query, names)
@@ -119,6 +122,52 @@ def _functional_indexes(query: Query, tables: set[tuple[str, str]]) -> Iterator[
             "index on a stored generated column of the same expression is seen",
             (f"ALTER TABLE {identifier(schema, table)} DROP INDEX {identifier(index)}",),
         )
+
+
+def _generated_in_the_session(query: Query, tables: set[tuple[str, str]]) -> Iterator[Finding]:
+    """Generated columns that MySQL stores, or has in an index, and whose value depends on the time zone of whoever
+    writes the row. (MariaDB makes none.) Apply cannot write what the row has at its origin: the server computes it."""
+    columns: dict[tuple[str, str], dict[str, tuple[str, str, bool, str]]] = {}
+    for schema, table, *column in query(
+        "SELECT table_schema, table_name, column_name, data_type, column_type, extra, generation_expression"
+        " FROM information_schema.columns WHERE generation_expression <> '' OR data_type = 'timestamp'"
+    ):
+        name, kind, full, extra, expression = (_text(value) for value in column)
+        columns.setdefault((schema, table), {})[name] = kind, full, "STORED" in extra, expression
+    for place, found in columns.items():
+        if place not in tables or not any(expression for *_, expression in found.values()):
+            continue
+        # A column that is computed from one that depends on the zone depends on it.
+        depends = {name for name, (kind, *_) in found.items() if kind == "timestamp"}
+        while more := {
+            name
+            for name, (*_, expression) in found.items()
+            if name not in depends and any(identifier(other) in expression for other in depends)
+        }:
+            depends |= more
+        stored = [name for name in depends if found[name][3] and found[name][2]]
+        indexes: dict[str, str] = {}
+        for index, column_name in query(
+            "SELECT index_name, column_name FROM information_schema.statistics"
+            f" WHERE {named('table_schema', place[0], 'table_name', place[1])}"
+        ):
+            if column_name in depends and found[column_name][3] and column_name not in stored:
+                indexes.setdefault(index, column_name)
+        changes = [(f"MODIFY {identifier(name)} {found[name][1]}", name, "is stored") for name in sorted(stored)]
+        changes += [(f"DROP INDEX {identifier(i)}", name, f"is in the index {i}") for i, name in indexes.items()]
+        for change, name, how in changes:
+            yield Finding(
+                "generated_column",
+                Severity.ERROR,
+                f"{'.'.join(place)} has the generated column {name}, which comes from a TIMESTAMP or is one, and {how}",
+                "its value depends on the time zone of the session that writes the row, and each server computes it "
+                "anew, so it would differ from site to site; compute it from a DATETIME, in the query, or in a trigger",
+                (f"ALTER TABLE {identifier(*place)} {change}",),
+            )
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _cascades(query: Query, tables: set[tuple[str, str]]) -> Iterator[Finding]:

@@ -177,7 +177,7 @@ class TableDefinition:
 
 def describe(query: Query, schema: str, table: str) -> TableDefinition | None:
     """The definition of a table; None if there is none of that name."""
-    where = f"table_schema = {quoted(schema)} AND table_name = {quoted(table)}"
+    where = named("table_schema", schema, "table_name", table)
     collations = collation_numbers(query)
     columns = tuple(
         ColumnDefinition(
@@ -228,6 +228,23 @@ def collation_numbers(query: Query) -> dict[str, int]:
 def quoted(text: str) -> str:
     """A text as an SQL expression that no sql_mode reads otherwise."""
     return f"CONVERT(0x{text.encode().hex()} USING utf8mb4)" if text else "''"
+
+
+def exactly(column: str, name: str) -> str:
+    """The condition that a column of information_schema is the name of this schema or table.
+
+    The server compares these columns without regard to case, and to accents, also where these tell two tables apart.
+    """
+    found, wanted = (
+        f"CAST(IF(@@lower_case_table_names, LOWER({text}), {text}) AS BINARY)" for text in (column, quoted(name))
+    )
+    # The first half is what the server finds the rows by.
+    return f"({column} = {quoted(name)} AND {found} = {wanted})"
+
+
+def named(in_schema: str, schema: str, called: str, table: str) -> str:
+    """The condition for one table's rows of a table of information_schema, of which these are the columns."""
+    return f"{exactly(in_schema, schema)} AND {exactly(called, table)}"
 
 
 def _text(value: Any) -> str:

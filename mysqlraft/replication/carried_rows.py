@@ -29,7 +29,7 @@ from mysqlraft.binlog.tablemap import Column, parse, renamed
 from mysqlraft.binlog.values import literal
 from mysqlraft.mysql.connection import Connect, Session, SessionLost, StatementError
 from mysqlraft.mysql.finding import identifier
-from mysqlraft.mysql.schema import SCHEMA, TableDefinition, describe, quoted
+from mysqlraft.mysql.schema import SCHEMA, TableDefinition, describe, named
 from mysqlraft.replication.apply_session import retryable
 from mysqlraft.replication.binlog_statements import statements_after
 from mysqlraft.replication.ddl import binlog_end
@@ -181,7 +181,7 @@ def _together(session: Session, schema: str, table: str) -> int:
     """How many rows are copied together."""
     found = session.query(
         "SELECT avg_row_length FROM information_schema.tables"
-        f" WHERE table_schema = {quoted(schema)} AND table_name = {quoted(table)}"
+        f" WHERE {named('table_schema', schema, 'table_name', table)}"
     )
     length = int(found[0][0] or 0) if found else 0
     return max(1, min(CHUNK, CHUNK_BYTES // max(1, length)))

@@ -21,7 +21,7 @@ from mysqlraft.binlog.position import StreamPosition
 from mysqlraft.binlog.read_on import read_on
 from mysqlraft.binlog.statements import classify
 from mysqlraft.mysql.connection import Session, StatementError, version_numbers
-from mysqlraft.mysql.schema import SCHEMA, quoted
+from mysqlraft.mysql.schema import SCHEMA, exactly, quoted
 from mysqlraft.replication.binlog_statements import OpenDump, statements_after
 from mysqlraft.replication.entry import Ddl
 from mysqlraft.replication.filters import TableFilter
@@ -109,7 +109,7 @@ def concerns(session: Session, ddl: Ddl, replicated: TableFilter) -> bool:
     if trigger is None:  # its name is not plain
         return True
     rows = session.query(
-        f"SELECT event_object_table FROM information_schema.triggers WHERE trigger_schema = {quoted(schema)}"
+        f"SELECT event_object_table FROM information_schema.triggers WHERE {exactly('trigger_schema', schema)}"
         f" AND trigger_name = {quoted(trigger.removeprefix('TRIGGER '))}"
     )
     return bool(rows) and replicated(schema, str(rows[0][0]))

@@ -13,7 +13,7 @@ from mysqlraft.binlog.changes import SchemaChange
 from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.zone_use import ZoneUse, zone_use
-from mysqlraft.mysql.schema import quoted
+from mysqlraft.mysql.schema import named
 
 REMEDY = "before such a statement, SET time_zone to a named zone or an offset, as '+00:00', or set default_time_zone so"
 _FUNCTIONS = frozenset(("from_unixtime", "unix_timestamp"))
@@ -80,7 +80,7 @@ def _timestamps(source: ServerKeySource, tables: Sequence[tuple[str, str | None]
         if table is not None:
             rows = source.query(
                 "SELECT column_name FROM information_schema.columns WHERE data_type = 'timestamp'"
-                f" AND table_schema = {quoted(schema)} AND table_name = {quoted(table)}"
+                f" AND {named('table_schema', schema, 'table_name', table)}"
             )
             found.update(str(row[0]).lower() for row in rows)
     return frozenset(found)

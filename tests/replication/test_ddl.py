@@ -471,6 +471,28 @@ def test_a_table_that_is_made_with_rows_unless_it_is_there(servers: LendServers)
         one.execute(make, make, "INSERT INTO s.made VALUES (8)")
         settle(sites)
         assert two.execute("SELECT id FROM s.made ORDER BY id") == [(7,), (8,)]
+        # MySQL's binlog has it with the partitions behind all else.
+        one.execute(
+            "CREATE TABLE s.p (PRIMARY KEY (id)) COMMENT 'é START TRANSACTION' PARTITION BY RANGE (id)"
+            " (PARTITION low VALUES LESS THAN (9) COMMENT 'é', PARTITION ü VALUES LESS THAN (99)) SELECT * FROM s.made"
+        )
+        settle(sites)
+        same_everywhere(sites, "s.p")
+        assert definitions(one, "s.p") == definitions(two, "s.p")
+
+
+def test_tables_whose_names_differ_in_case_or_accents(servers: LendServers) -> None:
+    """To the server they are different tables; its information_schema does not always say so."""
+    names = ("s.other", "s.`OTHER`", "s.`öther`")
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute(*(f"CREATE TABLE {name} (n{n} INT PRIMARY KEY, v INT)" for n, name in enumerate(names)))
+        for site in sites:
+            site.execute(*(f"INSERT INTO {name} VALUES ({site.number}, 1)" for name in names))
+            settle(sites)
+        two.execute(*(f"ALTER TABLE {name} MODIFY v BIGINT" for name in names))
+        settle(sites)
+        same_everywhere(sites, *names)
 
 
 def test_a_table_of_another_engine_does_nothing_in_mysqls_dictionary(servers: LendServers) -> None:
