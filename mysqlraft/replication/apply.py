@@ -175,10 +175,21 @@ def _progress_gone(index: int) -> str:
     )
 
 
+_COMPUTED = frozenset((1690, 3819, 4025))
+"""The value of an expression is out of its type's range; a CHECK is violated (MySQL's error, MariaDB's)."""
+
+
 def _explained(error: StatementError) -> str:
-    """The error, and what to do if it is about the account."""
-    grants = ". `mysqlraft check --grants` prints the statements that give the account its rights"
-    return f"{error}{grants if denied(error) else ''}"
+    """The error, and what to do if it is about the account, or about what this server computes of a row."""
+    if denied(error):
+        return f"{error}. `mysqlraft check --grants` prints the statements that give the account its rights"
+    if error.code in _COMPUTED:
+        return (
+            f"{error}. Its origin took the row, so a generated column or a CHECK of it depends on the settings of "
+            "the session (time_zone, sql_mode). SET SESSION sql_log_bin = 0, drop the CHECK or make the column an "
+            "ordinary one (ALTER TABLE ... MODIFY), at every site, and reload (SIGHUP)"
+        )
+    return str(error)
 
 
 OnReady = Callable[[ReplicationState], None]
@@ -729,7 +740,7 @@ class Applier:
             self._rollback()
             self._row_failures += rows
             if self._row_failures > ROW_ERRORS or not (rows or retryable(error)):
-                raise ApplyError(f"log index {batch.first} to {batch.index}: {error}") from error
+                raise ApplyError(f"log index {batch.first} to {batch.index}: {_explained(error)}") from error
         self._retry(str(error))
 
     def _rollback(self) -> None:
