@@ -225,10 +225,14 @@ class SiteUnderTest:
 
     def _ready(self, state: ReplicationState) -> None:
         self._session = max(self._session, state.sessions.last(self.number)[0]) + 1
-        with closing(pymysql.connect(**self.arguments(), autocommit=True)) as connection:
-            here = position_now(connection)
+        known = state.origins[self.number]
+        base, here, done = known.base, known.resume, known.done
+        if here is None:
+            with closing(pymysql.connect(**self.arguments(), autocommit=True)) as connection:
+                here = position_now(connection)
+            base, done = state.index, (here.file, here.offset)
         flavour = Flavour.MARIADB if self.server.engine == "mariadb" else Flavour.MYSQL
-        opening = Payload(PayloadKind.OPEN, flavour, state.index, here, (here.file, here.offset))
+        opening = Payload(PayloadKind.OPEN, flavour, base, here, done)
         self.link.propose(self._session, 1, opening.encode())
 
     def spoil(self, payload: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import closing
 
+import pymysql
 import pytest
 
 from mysqlraft.binlog.added_columns import gives_each_row_its_own
@@ -52,6 +53,11 @@ def test_all_rows_get_the_same(statement: str) -> None:
 def fill(site: SiteUnderTest, rows: int) -> None:
     values = ",".join(f"('{n % 7} \u00e9', {n}, {n}, '[{n}]')" for n in range(rows))
     site.execute(f"INSERT INTO s.t (a, b, v, j) VALUES {values}")
+
+
+def row(n: int) -> str:
+    """The condition for one of them, by its primary key."""
+    return f"a = '{n % 7} \u00e9' AND b = {n}"
 
 
 def numbers(site: SiteUnderTest) -> list[tuple[int, int]]:
@@ -108,6 +114,43 @@ def test_the_application_goes_on_writing(servers: LendServers) -> None:
             writer.join()
         settle(sites)
         same_everywhere(sites, "s.t")
+
+
+def test_beside_prepared_transactions(servers: LendServers) -> None:
+    """The statement waits for those of its table. Of those that come behind it, and before its rows are read, these
+    hold nothing: it comes with XA COMMIT, and is behind them in the log."""
+    with cluster(servers(2), TABLE, "CREATE TABLE s.other (id INT PRIMARY KEY)") as sites:
+        one, two = sites
+        fill(one, 50)
+        settle(sites)
+        prepare(one, "first", f"UPDATE s.t SET v = 77 WHERE {row(30)}")
+        with pytest.raises(pymysql.err.OperationalError, match="Lock wait timeout"):
+            one.execute("SET lock_wait_timeout = 1, innodb_lock_wait_timeout = 1", NUMBERED)
+        one.execute("XA COMMIT 'first'")
+        settle(sites)
+        one.stop()
+        prepare(one, "other", "INSERT INTO s.other VALUES (1)")
+        one.execute(NUMBERED)
+        for n, name in enumerate(("committed", "rolled back")):
+            changes = (f"DELETE FROM s.t WHERE {row(n)}", f"UPDATE s.t SET v = 99 WHERE {row(10 + n)}")
+            prepare(one, name, *changes, f"INSERT INTO s.t (a, b) VALUES ('new', {n})")
+        one.start()
+        wait_for(lambda: bool(one.log.of_kind(PayloadKind.DDL)), 30, sites)
+        two.wait_applied()
+        assert numbers(two) == numbers(one)
+        assert two.execute("SELECT v FROM s.t WHERE b < 20 ORDER BY b") == [(n,) for n in range(20)]
+        one.stop()
+        one.execute("XA COMMIT 'other'", "XA COMMIT 'committed'")
+        one.start()
+        wait_capturing(one)
+        one.execute("XA ROLLBACK 'rolled back'")
+        settle(sites)
+        same_everywhere(sites, "s.t", "s.other")
+        assert two.execute("SELECT b, v FROM s.t WHERE v = 99 OR a = 'new' ORDER BY b") == [(0, None), (10, 99)]
+
+
+def prepare(site: SiteUnderTest, name: str, *statements: str) -> None:
+    site.execute(f"XA START '{name}'", *statements, f"XA END '{name}'", f"XA PREPARE '{name}'")
 
 
 def test_a_crash_before_the_statement_is_in_the_log(servers: LendServers) -> None:
