@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from mysqlraft.binlog.statements import Reader, classify
 
-_NO_ROWS = frozenset(("VIEW", "TRIGGER", "PROCEDURE", "FUNCTION", "PACKAGE", "EVENT"))
+_NO_ROWS = frozenset(("VIEW", "TRIGGER", "PROCEDURE", "FUNCTION", "PACKAGE", "LIBRARY", "EVENT"))
 """Triggers do not fire for what apply writes."""
 
 _TYPES = frozenset(

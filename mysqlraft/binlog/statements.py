@@ -58,7 +58,7 @@ _TOKEN = re.compile(
 _OBJECTS = frozenset(
     (
         *("TABLE", "TABLES", "VIEW", "DATABASE", "SCHEMA", "INDEX"),
-        *("TRIGGER", "PROCEDURE", "FUNCTION", "SEQUENCE", "PACKAGE", "EVENT"),
+        *("TRIGGER", "PROCEDURE", "FUNCTION", "SEQUENCE", "PACKAGE", "LIBRARY", "EVENT"),
     )
 )
 _OTHER_OBJECTS = frozenset(("USER", "ROLE", "SERVER", "TABLESPACE", "LOGFILE", "RESOURCE", "INSTANCE"))
@@ -231,7 +231,7 @@ def _objects(reader: Reader, verb: str, kind: str, schema: str) -> tuple[_Names,
         while reader.at < len(reader.tokens) and not reader.take("ON"):
             reader.at += 1
         add(reader.name(schema))
-    elif kind in ("PROCEDURE", "FUNCTION", "PACKAGE"):
+    elif kind in ("PROCEDURE", "FUNCTION", "PACKAGE", "LIBRARY"):
         add(reader.name(schema), inside=True)
     elif kind == "EVENT":
         add(reader.name(schema), inside=True)

@@ -41,6 +41,10 @@ _INFORMATION = {
         "routine_definition, routine_type, dtd_identifier, is_deterministic, sql_data_access, security_type, definer,"
         " sql_mode, routine_comment, character_set_client, collation_connection",
     ),
+    "LIBRARY": (
+        *("libraries", "library_schema", "library_name"),
+        "library_definition, language, sql_mode, library_comment",
+    ),
     "DATABASE": (
         *("schemata", "schema_name", "schema_name"),
         "default_character_set_name, default_collation_name",

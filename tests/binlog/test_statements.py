@@ -97,6 +97,8 @@ def test_it_does_not_commute(statement: str) -> None:
         ("ALTER TABLE t CONVERT TABLE u TO PARTITION p VALUES LESS THAN (9)", [("s", "t"), ("s", "u")]),
         ("ALTER TABLE t CONVERT TO CHARACTER SET utf8mb4", [("s", "t")]),
         ("CREATE PROCEDURE p() SELECT 1", [("s", "PROCEDURE p")]),
+        ("CREATE LIBRARY l LANGUAGE JAVASCRIPT AS $$ function f() {} $$", [("s", "LIBRARY l")]),
+        ("DROP LIBRARY IF EXISTS d.l", [("d", "LIBRARY l")]),
         ("CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET @a = 1", [("s", "TRIGGER tr"), ("s", "t")]),
         ("ALTER DEFINER=a@b EVENT e ON SCHEDULE EVERY 1 DAY RENAME TO d.f", [("s", "EVENT e"), ("d", "EVENT f")]),
         ("CREATE TABLE `ü` (id INT)", [("s", None)]),

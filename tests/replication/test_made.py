@@ -63,6 +63,37 @@ def test_what_a_session_sets_and_no_binlog_carries(servers: LendServers, engine:
         assert "utf8mb3" in two.wait_stopped()
 
 
+def test_libraries(servers: LendServers, engine: Engine) -> None:
+    """Code that routines of MySQL 9.2 and later share."""
+    lent = servers(2)
+    if engine == "mariadb" or lent[0].installation.version < (9, 2):
+        return
+    library = "CREATE LIBRARY IF NOT EXISTS s.l LANGUAGE JAVASCRIPT AS $$ export function event(n) { return n } $$"
+    with cluster(lent) as sites:
+        one, two = sites
+        one.execute("CREATE LIBRARY s.gone LANGUAGE JAVASCRIPT AS $$ // it's nothing $$")
+        settle(sites)
+        for site in sites:
+            site.link.hold()
+        one.execute("ALTER LIBRARY s.gone COMMENT 'é'", "DROP LIBRARY s.gone", library, library)
+        two.execute("INSERT INTO s.t VALUES (1, 1, 'x')", library)
+        wait_for(lambda: (one.link.statements_kept, two.link.statements_kept) == (3, 1), 30, sites)
+        for site in sites:
+            site.link.release()
+        settle(sites)
+        one.execute(
+            "ALTER LIBRARY s.l COMMENT 'é'",
+            "CREATE FUNCTION s.f(n INT) RETURNS INT DETERMINISTIC LANGUAGE JAVASCRIPT USING (s.l) AS $$ return 1 $$",
+        )
+        settle(sites)
+        shown = "SELECT library_name, library_definition, library_comment FROM information_schema.libraries"
+        assert [site.execute(shown) for site in sites] == 2 * [[("l", " export function event(n) { return n } ", "é")]]
+        assert stated(one)[-2:] == [["LIBRARY l"], ["FUNCTION f"]]
+        two.execute("SET SESSION sql_log_bin = 0", "DROP LIBRARY s.l")
+        one.execute("ALTER LIBRARY s.l COMMENT 'x'")
+        assert "ALTER LIBRARY s.l COMMENT 'x'" in two.wait_stopped()
+
+
 def test_each_object_is_stated_once_nothing_lies_ahead_of_it(servers: LendServers) -> None:
     """Statements in a row on one table, captured late: the last one says what it is."""
     with cluster(servers(2)) as sites:
