@@ -146,6 +146,13 @@ MARIADB_GTID_FIELDS = struct.Struct("<IxI10xQIB")
 """Of MARIADB_GTID: the header's seconds and server id; sequence number, domain, flags."""
 
 
+# Plain integers, as in stream.py: nearly every event is none of them.
+_GTID = int(EventType.GTID)
+_BEGIN_GROUPS = frozenset(
+    map(int, (EventType.GTID, EventType.ANONYMOUS_GTID, EventType.GTID_TAGGED, EventType.MARIADB_GTID))
+)
+
+
 def gtid_of(event: bytes) -> tuple[Any, ...] | None:
     """The GTID with which an event begins a group, as `place.gtid_text` has it; () if the group has none; None: the
     event begins none.
@@ -154,7 +161,9 @@ def gtid_of(event: bytes) -> tuple[Any, ...] | None:
         BinlogError: as `tagged_gtid` does.
     """
     kind = event[4]
-    if kind == EventType.GTID:
+    if kind not in _BEGIN_GROUPS:
+        return None
+    if kind == _GTID:
         return event[20:36], "", int.from_bytes(event[36:44], "little")
     if kind == EventType.MARIADB_GTID:
         _, server_id, number, domain, _ = MARIADB_GTID_FIELDS.unpack_from(event)
@@ -162,7 +171,7 @@ def gtid_of(event: bytes) -> tuple[Any, ...] | None:
     if kind == EventType.GTID_TAGGED:
         source, tag, number, _ = tagged_gtid(event[HEADER:])
         return (source, tag, number) if number else ()
-    return () if kind == EventType.ANONYMOUS_GTID else None
+    return ()
 
 
 def tagged_gtid(body: bytes) -> tuple[bytes, str, int, int]:
