@@ -22,12 +22,11 @@ _TYPES = frozenset(
     (
         *("TINYINT", "SMALLINT", "MEDIUMINT", "INT", "INTEGER", "BIGINT", "BOOL", "BOOLEAN", "BIT"),
         *("DECIMAL", "DEC", "NUMERIC", "FIXED", "FLOAT", "DOUBLE", "REAL"),
-        *("DATE", "TIME", "DATETIME", "YEAR", "JSON"),
+        *("DATE", "TIME", "DATETIME", "YEAR", "JSON", "VECTOR", "TIMESTAMP"),
         *("CHAR", "VARCHAR", "BINARY", "VARBINARY", "ENUM", "SET"),
         *("TINYTEXT", "TEXT", "MEDIUMTEXT", "LONGTEXT", "TINYBLOB", "BLOB", "MEDIUMBLOB", "LONGBLOB"),
     )
 )
-"""Not TIMESTAMP, which may bring a DEFAULT CURRENT_TIMESTAMP of its own."""
 _ATTRIBUTES = frozenset(("UNSIGNED", "SIGNED", "ZEROFILL", "PRECISION", "ASCII", "UNICODE", "VISIBLE"))
 _VALUES = frozenset(("NULL", "TRUE", "FALSE"))
 _OPTIONS = frozenset(
@@ -131,27 +130,33 @@ def _column(reader: Reader) -> bool:
     reader.at += 1
     if reader.word() not in _TYPES:
         return False
-    reader.at += 1
+    # Without NULL it may bring a DEFAULT CURRENT_TIMESTAMP of its own, and a constant is in a time zone.
+    may_be_null_only = reader.take("TIMESTAMP")
+    reader.at += not may_be_null_only
     reader.take("VARYING")
     if reader.take("("):
         while reader.at < len(reader.tokens) and not reader.take(")"):
             reader.at += 1
-    nullable, has_default = True, False
+    nullable, has_default = not may_be_null_only, False
     while reader.at < len(reader.tokens) and reader.word() != ",":
         if reader.take("NOT", "NULL"):
             nullable = False
         elif reader.take("DEFAULT"):
+            if may_be_null_only and reader.word() != "NULL":
+                return False
             if not constant(reader):
                 return False
             has_default = True
+        elif reader.take("NULL"):
+            nullable = True
         elif reader.take("CHARACTER", "SET") or reader.take("CHARSET") or reader.take("COLLATE"):
             reader.take("=")
             reader.at += 1
-        elif reader.take("COMMENT") or reader.word() in _ATTRIBUTES or reader.word() == "NULL":
+        elif reader.take("COMMENT") or reader.word() in _ATTRIBUTES:
             reader.at += 1
         else:
             return False
-    return nullable or has_default
+    return nullable or (has_default and not may_be_null_only)
 
 
 def is_constant(word: str, quoted: bool) -> bool:

@@ -135,8 +135,7 @@ def _read(status: bytes, found: SessionContext) -> None:
                 found.schemas.append(status[at:end].decode("utf-8", "surrogateescape"))
                 at = end + 1
         elif code == 130:
-            (flags,) = struct.unpack_from("<H", status, at)
-            at += 2 + (8 if flags & _ALTER_PARTS else 0)
+            at += 9 if status[at] & _ALTER_PARTS else 1
         elif code == 131:
             pairs = list(struct.iter_unpack("<HH", _bytes(status, at + 1, 4 * status[at])))
             at += 1 + 4 * status[at]

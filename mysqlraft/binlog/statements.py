@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from itertools import islice, pairwise
 from typing import NamedTuple
 
@@ -68,6 +69,8 @@ _ROWS = frozenset(("SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "C
 
 _LONGEST = 4000
 """Tokens of a statement that are looked at."""
+_WHOLE = frozenset(("ALTER", "DROP", "RENAME"))
+"""All of these is looked at, as any part of it may name another table or do more; lists of partitions are long."""
 
 
 class Word(NamedTuple):
@@ -100,10 +103,11 @@ class Reader:
     """A statement word by word. ``whole``: none of it was left out for its length."""
 
     def __init__(self, text: str) -> None:
-        self._words = list(islice(words(text), _LONGEST))
+        rest = words(text)
+        self._words = list(islice(rest, _LONGEST))
+        self.whole = len(self._words) < _LONGEST
         self.tokens = [(word.text, word.quoted) for word in self._words]
         self._text = text
-        self.whole = len(self.tokens) < _LONGEST
         self.at = 0
         if self.take("SET", "STATEMENT"):  # MariaDB: SET STATEMENT variable = value FOR statement
             while self.at < len(self.tokens) and not self.take("FOR"):
@@ -113,6 +117,10 @@ class Reader:
             self.take("FORMAT", "=", "JSON") or self.take("FORMAT", "=", "TRADITIONAL")
             if self.word() not in _ROWS:
                 self.at = start
+        if not self.whole and self.word() in _WHOLE:
+            self._words += rest
+            self.tokens = [(word.text, word.quoted) for word in self._words]
+            self.whole = True
 
     def word(self) -> str:
         """The next word in capitals, without taking it; "" at the end or if it is quoted."""
@@ -153,6 +161,7 @@ class Reader:
         return text[0].isalnum() or text[0] in "_$" or text[0] >= "\x80"
 
 
+@lru_cache(maxsize=4)  # The same one is asked about again and again, and may be long.
 def classify(text: str, schema: str) -> Statement:
     """What a statement is. ``schema``: the session's default schema."""
     reader = Reader(text)

@@ -306,7 +306,9 @@ def added_column(local: ColumnDefinition) -> MoreColumn:
     else:
         meta = bytes(details)
     collation = local.collation if local.collation is not None else BINARY_COLLATION
-    return MoreColumn(local.name, code, meta, local.nullable, local.unsigned or kind is _T.YEAR, collation)
+    unsigned = local.unsigned or kind is _T.YEAR
+    dimensions = int(local.column_type.partition("(")[2].rstrip(")")) if kind is _T.VECTOR else 0
+    return MoreColumn(local.name, code, meta, local.nullable, unsigned, collation, dimensions)
 
 
 def _unknown(rows: TableMap, local: TableDefinition, why: str) -> str:

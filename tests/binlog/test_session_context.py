@@ -47,9 +47,16 @@ def test_mariadbs_own_flags_mean_nothing_to_mysql() -> None:
 def test_what_newer_mariadbs_say() -> None:
     """Both halves of an ALTER in two events, and the collations that character sets stand for."""
     maps = b"\x83\x02" + struct.pack("<HHHH", 45, 2304, 33, 2048)
-    for halves in (b"\x82\x02\0", b"\x82\x04\0" + bytes(8), b"\x82\x08\0" + bytes(8)):
+    for halves in (b"\x82\x02", b"\x82\x04" + bytes(8), b"\x82\x08" + bytes(8)):
         found = session_context(halves + maps, 0, mariadb=True)
         assert found.variables["character_set_collations"] == [(45, 2304), (33, 2048)]
+
+
+def test_an_alter_in_two_events(server: Server, engine: Engine) -> None:
+    if engine == "mysql" or server.installation.version < (10, 8):
+        return
+    contexts(server, "CREATE DATABASE s", "CREATE TABLE s.t (a INT PRIMARY KEY)")
+    assert len(contexts(server, "SET binlog_alter_two_phase = 1", "ALTER TABLE s.t ADD b INT")) == 2
 
 
 def test_every_setting_that_a_server_writes_is_read(server: Server, engine: Engine) -> None:

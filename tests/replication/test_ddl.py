@@ -507,6 +507,19 @@ def test_a_table_of_another_engine_does_nothing_in_mysqls_dictionary(servers: Le
         assert not two.execute("SHOW TABLES FROM s LIKE 'm'")
 
 
+def test_a_long_statement(servers: LendServers) -> None:
+    """What it changes is known to its end."""
+    conditions = " AND ".join(f"u <> {number}" for number in range(1500))
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute(
+            f"ALTER TABLE s.t ADD CONSTRAINT c CHECK ({conditions}), RENAME TO s.r", "INSERT INTO s.r (id) VALUES (1)"
+        )
+        settle(sites)
+        same_everywhere(sites, "s.r")
+        assert definitions(one, "s.r") == definitions(two, "s.r")
+
+
 def test_a_list_of_which_not_all_is_there(servers: LendServers, engine: Engine) -> None:
     """MariaDB drops the rest, and writes all of it to its binlog."""
     with cluster(servers(2)) as sites:

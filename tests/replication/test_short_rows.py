@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from mysqlraft.replication.entry import PayloadKind
+from mysqlraft.sandbox.servers import Engine
 from tests.harness.pool import LendServers
 from tests.replication.harness import SiteUnderTest, settle, wait_for
 from tests.replication.test_apply import cluster, same_everywhere, units_logged
@@ -87,7 +88,7 @@ def test_a_row_keeps_what_an_update_does_not_know_unless_it_moves(servers: LendS
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_values_of_every_type(servers: LendServers, first: int) -> None:
+def test_values_of_every_type(servers: LendServers, engine: Engine, first: int) -> None:
     columns = (
         *("a INT UNSIGNED DEFAULT 4294967295", "b DECIMAL(9,2) NOT NULL DEFAULT -1.25", "c DOUBLE DEFAULT 0.1"),
         *("d VARCHAR(300) CHARACTER SET latin1 NOT NULL DEFAULT 'café'", "e CHAR(3) NOT NULL DEFAULT ''"),
@@ -98,7 +99,14 @@ def test_values_of_every_type(servers: LendServers, first: int) -> None:
             "k TIME DEFAULT NULL",
         ),
         *("l VARBINARY(9) DEFAULT x'00ff'", "m TEXT", "n JSON", "o YEAR DEFAULT 2030", "p FLOAT NOT NULL DEFAULT 1.1"),
-        *("q BIGINT DEFAULT '-9'", "r MEDIUMINT NOT NULL DEFAULT TRUE", "w BLOB", "x TINYINT(1) DEFAULT FALSE"),
+        *(
+            "q BIGINT DEFAULT '-9'",
+            "r MEDIUMINT NOT NULL DEFAULT TRUE",
+            "w BLOB",
+            "x TINYINT(1) DEFAULT FALSE",
+            "s TIMESTAMP NULL",
+        ),
+        *(("y VECTOR(3)", "z VECTOR") if engine == "mysql" else ()),
     )
     names = [column.split()[0] for column in columns]
     add = f"ALTER TABLE s.t {', '.join(f'ADD COLUMN {column}' for column in columns)}"
