@@ -57,7 +57,7 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield from _metric(f"units_{name}_total", "counter", meaning, {}, units.get(name))
     for name, meaning in (
         ("left_out", "Rows that were not written, as local transactions that come later wrote them."),
-        ("in_full", "Rows of own units that were written again although it was not known what came later."),
+        ("in_full", "Rows of own units written in full although later units write them too, or may do so."),
     ):
         yield from _metric(f"rows_{name}_total", "counter", meaning, {}, units.get(f"rows_{name}"))
     ended = (replica.get("apply") or {}).get("yielded")

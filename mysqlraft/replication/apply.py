@@ -128,8 +128,8 @@ class ApplyStatus:
 
     The counters count since the start: units and rows written here, units that went by the careful lane, changes that
     the fast lane failed on, conflicts, transactions, attempts that were repeated, rows that were left out because
-    local transactions wrote them later, and rows of own units that were written in full as that could not be known;
-    ``blind`` says why, as long as it cannot.
+    local transactions wrote them later, and rows of own units that were written in full all the same: as that could not
+    be known (``blind`` says why, as long as it cannot), or as they lack columns.
     """
 
     state: ApplyState = ApplyState.STARTING

@@ -99,10 +99,11 @@ class Lanes:
             table = payload.tables[change.table]
             local = self._tables.find(table)
             lane = lane_of(change)
+            passed = later is not None and self._tables.passed(local)
             if lane is not _Lane.FAST:
                 yield from self.flush()
             for body, fitting in local.fitting(change):
-                item = Item(body or table, fitting, committed_at, later)
+                item = Item(body or table, fitting, committed_at, later, table, passed)
                 if lane is _Lane.CAREFUL:
                     yield item
                     continue

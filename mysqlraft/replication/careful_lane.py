@@ -6,6 +6,7 @@ row exists, WRITE_ROWS if not. No trigger fires, and nothing but key columns is 
 
 Rows that local transactions wrote later are left out of own units that are written again, and of other sites' units
 that meet what is pending (`writing_again`): the look-up locks rows, then the look ahead reads to the binlog's end.
+While a column is added the rows of own units may lack it; then the look-up asks what the stored rows have there.
 
 Rows of adjacent changes are taken in groups that cost two round trips each; the second of the last group is the
 caller's, who may have more to send with it. A group ends where a row has a key value in common with an earlier one, or
@@ -22,14 +23,14 @@ from typing import Any
 import pymysql.charset
 
 from mysqlraft.binlog.keys import KeyDefinition, Slicer, compile_slicer
-from mysqlraft.binlog.rows import Image, columns_of, image_of, layout_of, pick, primary_key, split
+from mysqlraft.binlog.rows import Field, Image, columns_of, image_of, layout_of, pick, primary_key, split
 from mysqlraft.binlog.tablemap import BINARY_COLLATION, Column, ColumnType
 from mysqlraft.binlog.values import ValueFormError, encode, field_of, literal, selected, value_of
 from mysqlraft.mysql.connection import Session
 from mysqlraft.mysql.finding import identifier
 from mysqlraft.replication.ddl import binlog_end_query
 from mysqlraft.replication.entry import Change, ChangeKind
-from mysqlraft.replication.local_writes import brief, row_id, unique_values
+from mysqlraft.replication.local_writes import RowId, brief, row_id, unique_values
 from mysqlraft.replication.look_ahead import Later
 from mysqlraft.replication.row_events import Item, Statement, statements
 from mysqlraft.replication.tables import LocalTable, LocalTables
@@ -50,14 +51,16 @@ PrimaryKey = Image
 
 @dataclass(slots=True)
 class _Found(Stored[PrimaryKey]):
-    """``values``: of a holder under a key, as they are stored; only where it may matter what comes later."""
+    """Where it may matter what comes later, ``values``: of a holder under a key, as they are stored; ``added``: what a
+    row has in the columns that the unit does not know, () if that cannot be said."""
 
     values: dict[tuple[int, PrimaryKey], tuple[bytes | None, ...]] = field(default_factory=dict)
+    added: dict[PrimaryKey, tuple[Field | None, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Row:
-    """One row of a change. ``keys``: hashes of all its key values; ``later``: as in `Item`."""
+    """One row of a change. ``keys``: hashes of all its key values; ``later``, ``passed``: as in `Item`."""
 
     shape: _Shape
     before: Image | None
@@ -65,6 +68,7 @@ class _Row:
     keys: frozenset[int]
     committed_at: int
     later: Later | None
+    passed: bool
 
 
 class CarefulLane:
@@ -73,7 +77,7 @@ class CarefulLane:
     def __init__(self, session: Session, tables: LocalTables) -> None:
         self._session = session
         self._tables = tables
-        self._shapes: dict[tuple[bytes, int, bytes], _Shape] = {}
+        self._shapes: dict[tuple[bytes, int, bytes, bytes], _Shape] = {}
         self.exact = False
         """Whether a prefix key is looked up by the exact condition alone, which reads and locks the whole table. It
         finds what the condition that the index serves may miss: equal strings of different lengths."""
@@ -132,15 +136,15 @@ class CarefulLane:
     def _rows(self, items: Iterable[Item]) -> Iterator[_Row]:
         for item in items:
             change = item.change
-            shape = self._shape(item.table, int(change.kind), change.layout)
-            for row in shape.rows(change.images, item.committed_at, item.later):
+            shape = self._shape(item.table, int(change.kind), change.layout, item.written or item.table)
+            for row in shape.rows(change.images, item.committed_at, item.later, item.passed):
                 if row.later is not None and shape.left_out(row, row.later):
                     row.later.ahead.left_out += 1
                 else:
                     yield row
 
-    def _shape(self, body: bytes, kind: int, layout: bytes) -> _Shape:
-        at = body, kind, layout
+    def _shape(self, body: bytes, kind: int, layout: bytes, written: bytes) -> _Shape:
+        at = body, kind, layout, written
         shape = self._shapes.get(at)
         if shape is None:
             shape = self._shapes[at] = _Shape(self._tables, *at)
@@ -149,7 +153,8 @@ class CarefulLane:
     def _completed(self, row: _Row) -> _Row:
         """The row as one to be inserted, with all columns."""
         body, layout, image = row.shape.completed(row)
-        (completed,) = self._shape(body, int(ChangeKind.WRITE), layout).rows(image, row.committed_at, None)
+        shape = self._shape(body, int(ChangeKind.WRITE), layout, row.shape.written)
+        (completed,) = shape.rows(image, row.committed_at, row.later, row.passed)
         return completed
 
     def _look_up(self, rows: Sequence[_Row]) -> list[_Found]:
@@ -170,6 +175,8 @@ class CarefulLane:
             place, shape = found[number], rows[number].shape
             for answer in answers:
                 stored = shape.primary_key(answer)
+                if rows[number].later is not None:
+                    place.added[stored] = shape.added(answer)
                 if what == _BEFORE:
                     place.before = stored
                 elif what == _SAME:
@@ -207,15 +214,19 @@ def _independent(rows: Sequence[_Row], found: Sequence[_Found]) -> int:
 
 
 class _Shape:
-    """How rows of one table map, kind and layout are looked up and written."""
+    """How rows of one table map, kind and layout are looked up and written. ``written``: as in `Item`."""
 
-    def __init__(self, tables: LocalTables, body: bytes, kind: int, layout: bytes) -> None:
+    def __init__(self, tables: LocalTables, body: bytes, kind: int, layout: bytes, written: bytes) -> None:
         local: LocalTable = tables.find(body)
-        self.body = body
+        self.body, self.written = body, written
         self._map, self._kind, self._layout = local.map, ChangeKind(kind), layout
         self.table = local.definition.name
         self._keys = local.keys
-        self._completion = local.completion
+        unit = local if written == body else tables.find(written)
+        self._width = len(unit.map.columns)
+        self._completion = unit.completion
+        self._added = () if unit.completion is None else unit.completion.values
+        """The columns that the unit does not know, and what statements gave to them."""
         self.short = local.completion is not None and kind == ChangeKind.UPDATE
         """Updates of rows that have columns which these do not know: they keep them."""
         self._primary = primary_key(local.map)
@@ -240,51 +251,35 @@ class _Shape:
         self._update = layout_of(local.map, ChangeKind.UPDATE, before=self._primary, after=after)
         self._write = layout_of(local.map, ChangeKind.WRITE, after=after)
 
-    def rows(self, images: bytes, committed_at: int, later: Later | None) -> Iterator[_Row]:
+    def rows(self, images: bytes, committed_at: int, later: Later | None, passed: bool) -> Iterator[_Row]:
         for before, after in split(self._map, self._kind, self._layout, images):
             keys: list[int] = []
             for image, slicer in zip((before, after), self._slicers, strict=True):
                 if image is not None and slicer is not None:
                     slicer(image, 0, len(image), keys.append)
-            yield _Row(self, before, after, frozenset(keys), committed_at, later)
+            yield _Row(self, before, after, frozenset(keys), committed_at, later, passed)
 
-    def _complete(self, later: Later) -> bool:
-        """Whether these rows and all later ones have all columns. Otherwise what they lack is kept from the row that is
-        there, or comes from the statements that added it, and must not be taken from a row that should not be there."""
-        columns = len(self._map.columns)
-        return self._completion is None and not later.narrower(self._map.schema, self._map.table, columns)
+    def _told(self, later: Later) -> bool:
+        """Whether it can be said of each row whether it has to be written: its columns that the rows written later do
+        not know are looked at (`_plain`). Not of another site's unit: it may have given such columns their values."""
+        return (later.own or self._completion is None) and not later.narrower(
+            self._map.schema, self._map.table, self._width
+        )
 
-    def _stays(self, row: _Row, later: Later) -> bool:
-        """Whether a row that may lack columns can be left out all the same: it is an own one that is only updated, here
-        and later, where it is, and no other row can take its place (`tests/replication/test_added_columns_model.py`).
-        """
-        if not later.own or len(self._keys) > 1 or row.before is None or row.after is None:
-            return False
-        assert self._before is not None
-        assert self._after is not None
-        known_as = row_id(self._map, self._before, row.before)
-        return known_as == row_id(self._map, self._after, row.after) and later.only_updated(known_as)
-
-    def _filled(self, row: _Row, found: _Found, later: Later) -> list[Item] | None:
-        """An own row that is inserted here, and later only updated where it is: what no later image knows is as the
-        statements that added it gave it, and the rest is there already. None: it is no such row."""
-        if not later.own or len(self._keys) > 1 or row.before is not None or row.after is None or found.same is None:
-            return None
-        assert self._after is not None
-        known_as = row_id(self._map, self._after, row.after)
-        if not later.only_updated(known_as):
-            return None
-        unknown = [column for column in self._after if column.index >= later.columns(known_as)]
-        if not unknown:
-            return []
-        layout = layout_of(self._map, ChangeKind.UPDATE, before=self._primary, after=unknown)
-        image = found.same + image_of(pick(self._after, unknown, row.after))
-        return [Item(self.body, Change(0, ChangeKind.UPDATE, layout, 1, image), row.committed_at)]
+    def _plain(self, found: _Found, stored: PrimaryKey, known: int) -> bool:
+        """Whether a stored row has what statements gave to every row in the columns after so many: then it does not
+        matter whether what keeps them finds this row or none (`tests/replication/test_added_columns_model.py`)."""
+        if self._completion is None:
+            return True
+        unknown = [(column.index, value) for column, value in self._added if column.index >= known]
+        if len(unknown) < len(self._completion.map.columns) - known:
+            return False  # no statement added one of them
+        return found.added[stored][len(self._added) - len(unknown) :] == tuple(value for _, value in unknown)
 
     def left_out(self, row: _Row, later: Later) -> bool:
         """Whether nothing of the row has to be written, whatever is stored: no look-up and no lock is needed then."""
-        if not self._complete(later):
-            return self._stays(row, later)
+        if self._completion is not None or not self._told(later):
+            return False
         if row.after is not None and len(self._keys) > 1:
             return False  # it may have to take the place of another holder of its unique values
         return all(
@@ -295,16 +290,24 @@ class _Shape:
     def queries(self, row: _Row, exact: bool) -> Iterator[tuple[int, str]]:
         """(what for, query) for each stored row that the row may meet; from `_SAME` on the number of a key."""
         if row.before is not None and self._before is not None:
-            yield _BEFORE, self._query(0, self._before, row.before, exact)
+            yield _BEFORE, self._query(row, 0, self._before, row.before, exact)
         if row.after is not None and self._after is not None:
             for key in range(len(self._keys)):
-                query = self._query(key, self._after, row.after, exact, told=row.later is not None and key != _SAME)
+                query = self._query(row, key, self._after, row.after, exact, holder=key != _SAME)
                 if query:
                     yield key, query
 
     def primary_key(self, answer: Sequence[Any]) -> PrimaryKey:
         """Of a row that a query found."""
         return image_of([encode(column, value) for column, value in zip(self._primary, answer, strict=False)])
+
+    def added(self, answer: Sequence[Any]) -> tuple[Field | None, ...]:
+        """What the row has in the columns that the unit does not know; () if it cannot be read."""
+        asked = zip(self._added, answer[len(answer) - len(self._added) :], strict=True)
+        try:
+            return tuple([encode(column, value) for (column, _), value in asked])
+        except ValueFormError:
+            return ()
 
     def key_values(self, key: int, answer: Sequence[Any]) -> tuple[bytes | None, ...]:
         """What a row holds under a key, as `brief` has it; () if that was not asked for, or cannot be read."""
@@ -328,19 +331,26 @@ class _Shape:
     def changes(self, row: _Row, found: _Found) -> Iterator[Item]:
         """What makes `row` so: delete(before's key), then write(after), without what is left out of it."""
         later = row.later
-        if later is not None and not self._complete(later):
-            filled = self._filled(row, found, later)
-            if filled is not None or self._stays(row, later):
-                later.ahead.left_out += 1
-                yield from filled or ()
-                return
+        if later is not None and not self._told(later):
+            later.ahead.in_full += later.own
             later = None
+        before, after = self._before, self._after
+        before_wrote = self._written_as(later, before, row.before, found.before)
+        after_wrote = self._written_as(later, after, row.after, found.same)
+        before_later = self._stays(later, before_wrote, found, found.before)
+        after_later = self._stays(later, after_wrote, found, found.same)
+        if later is not None and later.own and (before_later, after_later) != (bool(before_wrote), bool(after_wrote)):
+            later.ahead.in_full += 1
         made = operations(
             found,
             puts=row.after is not None,
-            before_later=self._wrote(later, self._before, row.before, found.before),
-            after_later=self._wrote(later, self._after, row.after, found.same),
-            given_later=lambda key, unique: later is not None and self._given(later, row, found, key, unique),
+            before_later=before_later,
+            after_later=after_later,
+            given_later=lambda key, unique: (
+                later is not None
+                and (after_later or self._may_go(row, found))
+                and self._given(later, row, found, key, unique)
+            ),
         )
         if later is not None and not made.put and not made.gone:
             later.ahead.left_out += 1
@@ -354,32 +364,48 @@ class _Shape:
             put = Change(0, ChangeKind.WRITE, self._write, 1, row.after)
         else:
             put = Change(0, ChangeKind.UPDATE, self._update, 1, made.start + row.after)
-        yield Item(self.body, put, row.committed_at, row.later)
+        yield Item(self.body, put, row.committed_at, row.later, self.written, row.passed)
 
-    def _wrote(
+    def _written_as(
         self, later: Later | None, columns: tuple[Column, ...] | None, image: Image | None, stored: PrimaryKey | None
-    ) -> bool:
-        """Whether the row of an image, or the stored row that was found for it, was written later."""
+    ) -> list[RowId]:
+        """What the row of an image, and the stored row that was found for it, were written later as."""
         if later is None or columns is None or image is None:
+            return []
+        rows = [row_id(self._map, columns, image)]
+        if stored is not None:
+            rows.append(row_id(self._map, self._primary, stored))
+        return [row for row in rows if later.wrote(row)]
+
+    def _stays(self, later: Later | None, rows: Sequence[RowId], found: _Found, stored: PrimaryKey | None) -> bool:
+        """Whether a row that was written later may be left as it is for that."""
+        if later is None or not rows:
             return False
-        return later.wrote(row_id(self._map, columns, image)) or (
-            stored is not None and later.wrote(row_id(self._map, self._primary, stored))
-        )
+        known = max(self._width, min(later.columns(row) for row in rows))
+        return stored is None or self._plain(found, stored, known)
+
+    def _may_go(self, row: _Row, found: _Found) -> bool:
+        """Whether the row may be missing here until the later unit comes that takes a unique value from it. Another
+        site's update that lacks a column would find it in the log, and keep what it has there."""
+        return not row.passed and (found.same is None or self._plain(found, found.same, self._width))
 
     def _given(self, later: Later, row: _Row, found: _Found, stored: PrimaryKey, unique: int) -> bool:
-        """Whether the last later image of a stored row has the after image's value of a key: that value byte for byte,
-        or another one that the server takes for the same, as it is stored."""
+        """Whether the last later image of a stored row has the after image's value of a key, that value byte for byte
+        or another one that the server takes for the same, as it is stored; and the row may be left for that."""
         assert self._after is not None
         assert row.after is not None
-        key = self._keys[unique]
-        given = (later.unique_values(row_id(self._map, self._primary, stored)) or {}).get(key.parts)
-        if given is None:
+        key, holder = self._keys[unique], row_id(self._map, self._primary, stored)
+        given = (later.unique_values(holder) or {}).get(key.parts)
+        if given is None or not self._stays(later, [holder], found, stored):
             return False
         return given in (unique_values(self._map, self._after, row.after, key), found.values[unique, stored])
 
-    def _query(self, key: int, columns: tuple[Column, ...], image: Image, exact: bool, *, told: bool = False) -> str:
+    def _query(
+        self, row: _Row, key: int, columns: tuple[Column, ...], image: Image, exact: bool, *, holder: bool = False
+    ) -> str:
         """Locks the row that holds the image's value of this key; "" if a NULL in it keeps it from colliding. It asks
-        for its primary key, ``told``: and for what it holds under this key."""
+        for its primary key. Where it may matter what comes later, it also asks for what a ``holder`` has under this
+        key, and for the columns that the unit does not know."""
         wanted = self._key_columns[key]
         fields = pick(columns, wanted, image)
         definition: KeyDefinition = self._keys[key]
@@ -401,8 +427,9 @@ class _Shape:
         # The server would rather read a small table from end to end, and wait for every lock in it.
         hint = f" FORCE INDEX ({identifier(definition.name)})" if served else ""
         asked = [self._selected]
-        if told:
-            asked += [selected(column, identifier(column.name)) for column in wanted]
+        if row.later is not None:
+            more = [*(wanted if holder else ()), *(column for column, _ in self._added)]
+            asked += [selected(column, identifier(column.name)) for column in more]
         return f"SELECT {', '.join(asked)} FROM {self.table}{hint} WHERE {' AND '.join(conditions)} FOR UPDATE"
 
 

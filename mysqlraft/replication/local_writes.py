@@ -40,12 +40,10 @@ _Reader = Callable[[bytes, _Add], None]
 
 class _Written(NamedTuple):
     """``place``: where a row was written last; ``values``: the unique values that it was given there (None: it was
-    deleted, or they are not known); ``other``: where anything else than an update that leaves it where it is was done
-    to it last; ``columns``: how many the last image has."""
+    deleted, or they are not known); ``columns``: how many the last image has."""
 
     place: Place
     values: UniqueValues | None
-    other: Place
     columns: int
 
 
@@ -66,14 +64,8 @@ class LocalWrites:
         found = self._tables.get(row[0], {}).get(row[1])
         return (found is not None and found.place > place) or self._emptied.get(row[0][:2], place) > place
 
-    def only_updated_after(self, row: RowId, place: Place) -> bool:
-        """Whether it did, and all that such transactions did to it is to update it where it is."""
-        found = self._tables.get(row[0], {}).get(row[1])
-        emptied = self._emptied.get(row[0][:2], place)
-        return found is not None and found.place > place >= max(found.other, emptied)
-
     def columns_after(self, row: RowId, place: Place) -> int:
-        """How many columns the last image has that one of them gave the row; 0 if none did."""
+        """How many columns the row's last image has, in a transaction that ends after `place`; 0 if there is none."""
         found = self._tables.get(row[0], {}).get(row[1])
         return found.columns if found is not None and found.place > place else 0
 
@@ -103,7 +95,7 @@ class LocalWrites:
 
         def add(before: PrimaryKey | None, after: PrimaryKey | None, values: tuple[bytes | None, ...]) -> None:
             if before is not None and before != after:
-                last[before] = _Written(place, None, place, columns)
+                last[before] = _Written(place, None, columns)
             if after is not None:
                 given: UniqueValues | None = None
                 if sizes:
@@ -111,11 +103,7 @@ class LocalWrites:
                     for parts, size in zip(names, sizes, strict=True):
                         given[parts] = brief(values[at : at + size])
                         at += size
-                other = place
-                if before == after:
-                    known = last.get(after)
-                    other = known.other if known is not None else (0, 0)
-                last[after] = _Written(place, given, other, columns)
+                last[after] = _Written(place, given, columns)
 
         try:
             _reader(table, kind, layout, names)(images, add)
@@ -132,10 +120,7 @@ class LocalWrites:
     def update(self, other: LocalWrites) -> None:
         """Adds what was written after all that is here."""
         for table, rows in other._tables.items():
-            mine = self._tables.setdefault(table, {})
-            for key, found in rows.items():
-                known = mine.get(key)
-                mine[key] = found._replace(other=max(found.other, known.other)) if known is not None else found
+            self._tables.setdefault(table, {}).update(rows)
         for name, widths in other._widths.items():
             self._widths.setdefault(name, {}).update(widths)
 

@@ -99,7 +99,7 @@ class LookAhead:
         self.left_out = 0
         """Rows that were not written, because local transactions wrote them later."""
         self.in_full = 0
-        """Rows of own units that were written although what came after them could not be known."""
+        """Rows of own units that were written although what came after them could not be known, or wrote them too."""
         self.problem = ""
         """Why the last `reach` could not read as far as it had to."""
 
@@ -335,16 +335,8 @@ class Later:
         known = self._since is not None and self.ahead.writes.written_after(row, self._since.place)
         return known or self._rest.written_after(row, self._number)
 
-    def only_updated(self, row: RowId) -> bool:
-        """Whether one of them did, and all that they did to it is to update it where it is."""
-        here = self._rest.only_updated_after(row, self._number)
-        if self._since is None or not self.ahead.writes.written_after(row, self._since.place):
-            return here
-        there = self.ahead.writes.only_updated_after(row, self._since.place)
-        return there and (here or not self._rest.written_after(row, self._number))
-
     def columns(self, row: RowId) -> int:
-        """How many columns the last image has that one of them gave the row; 0 if none did."""
+        """How many columns the last image of the row has; 0 if there is none."""
         here = self._rest.columns_after(row, self._number)
         return here if self._since is None else max(here, self.ahead.writes.columns_after(row, self._since.place))
 

@@ -51,13 +51,17 @@ _NO_EXTRA_DATA = b"\x02\x00"
 class Item:
     """A change and the table map it is to be read with; ``committed_at`` as in `Unit`.
 
-    ``later``: what local transactions that come after the unit wrote, if that is to be left out.
+    ``later``: what local transactions that come after the unit wrote, if that is to be left out. ``written``: the table
+    map that the unit has the rows under, if they were completed. ``passed``: whether rows of other sites may still come
+    that lack some of the unit's columns.
     """
 
     table: bytes
     change: Change
     committed_at: int
     later: Later | None = None
+    written: bytes = b""
+    passed: bool = False
 
 
 @dataclass(slots=True)

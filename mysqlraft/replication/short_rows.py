@@ -123,6 +123,10 @@ class AddedValues:
             raise UnknownValue(f"they were written before {found.ddl.shown!r} ran there, which changed the table")
         return found
 
+    def passed(self, schema: str, table: str, column: str) -> bool:
+        """Whether a statement of the log has added the column, and rows that lack it may still come."""
+        return self._log().find(schema, table, column) is not None
+
     def value(self, addition: Addition, schema: str, table: str, column: Column) -> Field | None:
         """The field that the statement gave to every row; None: NULL.
 

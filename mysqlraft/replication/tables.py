@@ -155,6 +155,11 @@ class LocalTables:
             self._found[body] = found
         return found
 
+    def passed(self, local: LocalTable) -> bool:
+        """Whether rows may still come that lack some of the columns that these have."""
+        added, table = self._added, local.map
+        return added is not None and any(added.passed(table.schema, table.table, each.name) for each in table.columns)
+
     def _find(self, body: bytes, rows: TableMap) -> LocalTable:
         definition = describe(self.source.query, rows.schema, rows.table)
         if definition is None:

@@ -10,6 +10,9 @@ written again, with *later* meaning by local transactions that come after it in 
   written later gives it to that row: the later unit will put things so in its place in the log;
 - any other holder of a unique value is deleted, written later or not: its unit is re-asserted and restores it.
 
+Rows of own units may lack columns that were added meanwhile. Then a row counts as written later only if nothing can be
+lost there (`careful_lane`, `tests/replication/test_added_columns_model.py`).
+
 Too small an idea of what is later makes a row go back for a moment; too large a one makes sites diverge. So only equal
 primary keys count, never hashes, and in doubt the row is written. The same rule serves for units of other sites that
 meet what is pending here. ``tests/replication/test_own_writes_model.py`` runs random histories of applications that

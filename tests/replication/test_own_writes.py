@@ -176,6 +176,85 @@ def test_a_deletion_while_a_column_is_added(servers: LendServers, monkeypatch: p
         assert one.execute("SELECT site, x FROM s.c ORDER BY site") == [("a", 7), ("b", 7)]
 
 
+def test_own_rows_beside_a_conflict_while_a_column_is_added(servers: LendServers) -> None:
+    """Units that lack a column, each in conflict on a row that another site writes, column included. Own rows with
+    further unique keys stay as they are: they are added to, move, go and come back, and hand on unique values."""
+    table = "CREATE TABLE s.u (id INT PRIMARY KEY, u INT UNIQUE, w VARCHAR(20) UNIQUE, v INT)"
+    own = "SELECT * FROM s.u WHERE id < 9 ORDER BY id"
+    with held_back(servers(2), table) as (one, two):
+        one.execute("INSERT INTO s.u VALUES (1, 1, 'a', 0), (2, 2, 'b', 0), (3, 3, 'c', 0), (9, 9, 'z', 0)")
+        settle([one, two])
+        hold(one)
+        for n, statement in enumerate(
+            (
+                "UPDATE s.u SET u = 10, v = 1 WHERE id = 1",
+                "UPDATE s.u SET u = 1, v = 1 WHERE id = 2",
+                "DELETE FROM s.u WHERE id = 3",
+                "UPDATE s.u SET v = 2 WHERE id IN (1, 2)",
+                "INSERT INTO s.u VALUES (3, 2, 'c', 1)",
+                "UPDATE s.u SET id = 4, v = 3 WHERE id = 2",
+                "INSERT INTO s.u VALUES (2, 20, 'd', 1)",
+                "UPDATE s.u SET v = v + 1 WHERE id IN (1, 3)",
+                "DELETE FROM s.u WHERE id = 2",
+            ),
+            1,
+        ):
+            one.execute("BEGIN", statement, "UPDATE s.u SET v = v + 1 WHERE id = 9", "COMMIT")
+            wait_for(lambda n=n: one.link.units_kept == n, 30, one)  # type: ignore[misc]
+        shown = [(*row, 5) for row in one.execute(own)]
+        before = len(two.log.entries)
+        two.execute("ALTER TABLE s.u ADD COLUMN x INT NOT NULL DEFAULT 5", "UPDATE s.u SET v = 7, x = 8 WHERE id = 9")
+        wait_for(lambda: len(two.log.entries) == before + 2, 30, two)
+        one.wait_applied()
+        for _ in come_back_one_by_one(one):
+            assert one.execute(own) == shown
+        assert one.applier.status.in_full, "the row of both sites, for its column"
+        settle([one, two])
+        same_everywhere([one, two], "s.u")
+        assert one.execute("SELECT * FROM s.u ORDER BY id") == [*shown, (9, 9, "z", 9, 8)]
+
+
+def test_a_row_is_not_gone_where_an_update_keeps_its_column(
+    servers: LendServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later local transaction has taken a row's unique value. The row is not left out for that before it is gone in
+    the log: an update that lacks a column still comes, and keeps what the row has there."""
+    monkeypatch.setattr(PendingRows, "meets", lambda self, keys: False)
+    table = "CREATE TABLE s.u (id INT PRIMARY KEY, u INT UNIQUE, v INT)"
+    with cluster(servers(3), table, capture={"mark_seconds": 60.0}) as sites:
+        one, two, three = sites
+        one.execute("INSERT INTO s.u VALUES (1, 1, 0)")
+        settle(sites)
+        three.link.hold()
+        three.link.limit = len(three.log.entries)
+        one.execute("ALTER TABLE s.u ADD COLUMN x INT NOT NULL DEFAULT 5")
+        wait_for(lambda: bool(one.log.of_kind(PayloadKind.DDL)), 30, one)
+        two.wait_applied()
+        three.execute("UPDATE s.u SET u = 3 WHERE id = 1")
+        wait_for(lambda: three.link.units_kept == 1, 30, three)
+        hold(two)
+        two.execute("UPDATE s.u SET u = 9, x = 7 WHERE id = 1")
+        wait_for(lambda: two.link.units_kept == 1, 30, two)
+        before = len(unit_indices(one))
+        one.execute("UPDATE s.u SET u = 4, x = 8 WHERE id = 1")
+        wait_for(lambda: len(unit_indices(one)) > before, 30, one)
+        two.wait_applied()
+        two.execute("INSERT INTO s.u VALUES (2, 9, 0, 5)")
+        wait_for(lambda: two.link.units_kept == 2, 30, two)
+        last = two.link.kept.pop()
+        two.link.release()
+        two.link.hold()
+        two.link.kept.insert(0, last)
+        two.wait_applied()
+        three.link.release()
+        two.wait_applied()
+        two.link.release()
+        three.link.limit = None
+        settle(sites)
+        same_everywhere(sites, "s.u")
+        assert one.execute("SELECT * FROM s.u ORDER BY id") == [(1, 3, 0, 7), (2, 9, 0, 5)]
+
+
 def test_units_of_one_payload_and_of_many_rows(servers: LendServers) -> None:
     """Later units may share the payload, and may come in parts; inserts and deletes as well as updates."""
     with held_back(servers(2), COUNTERS, capture={"part_bytes": 20_000}) as (one, two):

@@ -100,10 +100,9 @@ def _fault(cluster: Cluster, rng: random.Random, number: int) -> None:
 
 
 def _alter(cluster: Cluster, rng: random.Random, number: int) -> None:
-    """A column more, at any site; the next one only when all have this one, as two at once would stop every site. Not
-    of a table with further unique keys, whose own rows may go back meanwhile (docs/guarantees.md)."""
+    """A column more, at any site; the next one only when all have this one, as two at once would stop every site."""
     site = rng.choice(list(cluster))
-    table = rng.choice(("counter", "register", "pair"))
+    table = rng.choice(("counter", "register", "pair", "item", "shared"))
     print(f"  a column for {table} at {site.name}", flush=True)
     with suppress(pymysql.err.OperationalError), site.server.connect() as connection, connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE own.{table} ADD COLUMN x{number} INT DEFAULT {number}")
