@@ -23,7 +23,7 @@ import pymysql
 from mysqlraft.binlog.changes import Rows, SchemaChange
 from mysqlraft.binlog.collations import Fold
 from mysqlraft.binlog.dump import DumpConnection, LargeEvent
-from mysqlraft.binlog.errors import BinlogError, ConnectionLost
+from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
 from mysqlraft.binlog.keys import KeyDefinition, KeySource
 from mysqlraft.binlog.place import Place as ServerPlace
 from mysqlraft.binlog.position import StreamPosition, file_number
@@ -201,7 +201,12 @@ class LookAhead:
             except _ERRORS as error:
                 self._lose(error)
                 # The server ends a connection on which nothing was read for a while.
-                if not (again and isinstance(error, ConnectionLost | OSError)):
+                hopeful = isinstance(error, ConnectionLost | OSError)
+                if isinstance(error, PositionLost) and self._begun is not None:
+                    # What reading began for is gone from the binlog: what is asked for now may be there.
+                    hopeful = since.place > self._begun
+                    self._begun = None
+                if not (again and hopeful):
                     break
         return False
 

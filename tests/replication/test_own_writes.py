@@ -401,6 +401,29 @@ def test_it_is_written_in_full_when_the_binlog_cannot_be_read(
         assert one.execute("SELECT n FROM s.c ORDER BY site") == [(3,), (1,)]
 
 
+def test_a_file_that_was_purged_is_no_end(servers: LendServers) -> None:
+    """Units whose place is gone from the binlog are written in full, and those after them are not."""
+    with held_back(servers(2), COUNTERS) as (one, two):
+        begin(one, two)
+        count(one, 2)
+        one.execute("FLUSH BINARY LOGS")
+        count(one, 3)
+
+        def purged() -> bool:
+            files = one.execute("SHOW BINARY LOGS")
+            one.execute(f"PURGE BINARY LOGS TO '{files[-1][0]}'")
+            return len(files) == 1
+
+        wait_for(purged, 30, one)
+        wild_write(two, "UPDATE s.c SET n = n + 1 WHERE site = 'two'")
+        for _ in come_back_one_by_one(one):
+            pass
+        status = one.applier.status
+        assert (status.in_full, status.left_out, status.blind) == (2, 2, "")
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+
+
 def test_what_is_in_the_binlog_already_is_read_before_rows_are_locked(
     servers: LendServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
