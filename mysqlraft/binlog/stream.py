@@ -18,7 +18,7 @@ and nothing for everything else, which only moves `position`:
 - Transactions that somebody has decided to leave out.
 
 XA transactions are held, on disk when large, from XA PREPARE until XA COMMIT. While one is open, ``position.resume``
-stays before it: a restart reads it again.
+stays before it: a restart reads it again. What a server may forget of them in a crash is in xa.py.
 
 MySQL logs CREATE TABLE ... SELECT as one transaction: the statement, then the rows. Its `SchemaChange` comes with a
 position one byte into the transaction, so that a restart between the two goes on with the rows.
@@ -32,7 +32,6 @@ the other sites is in schema_change.py.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -61,13 +60,14 @@ from mysqlraft.binlog.mapped_tables import MappedTable, MappedTables
 from mysqlraft.binlog.open_transaction import OpenTransaction
 from mysqlraft.binlog.own_schema import NEVER, PROGRESS, read_applied
 from mysqlraft.binlog.place import Place, TransactionStops, UnfinishedUnit, gtid_text
-from mysqlraft.binlog.position import Cursor, StreamPosition
+from mysqlraft.binlog.position import Cursor, StreamPosition, file_number
 from mysqlraft.binlog.rows import RowKind, split
 from mysqlraft.binlog.schema_change import schema_change
 from mysqlraft.binlog.spool import Spool
 from mysqlraft.binlog.statement_scan import StatementScan
 from mysqlraft.binlog.statement_text import text_of
 from mysqlraft.binlog.statements import StatementKind, classify
+from mysqlraft.binlog.xa import ROLLBACK, Xid, is_commit, xid_of
 
 PART_BYTES = 1 << 20
 UNLIMITED = 1 << 62
@@ -115,13 +115,13 @@ _NOTHING = frozenset(
     )
 )
 
-_XID_TEXT = re.compile(rb"XA (?:START|COMMIT|ROLLBACK) X'([0-9A-Fa-f]*)',X'([0-9A-Fa-f]*)',(\d+)")
 _NAMES = 33
 """The number of utf8mb3_general_ci, by which both kinds of server compare the names of savepoints."""
 _STANDALONE, _GROUP_COMMIT, _PREPARED, _COMPLETED = 1, 2, 64, 128
 _START_ALTER, _ROLLBACK_ALTER = 2, 8
 
-Xid = tuple[int, bytes, bytes]
+_CREATED = 52
+"""In FORMAT_DESCRIPTION: when the server was started that began the file; 0 if it only went on to it."""
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class Counters:
 
 
 @dataclass(slots=True)
-class _Prepared:
+class Prepared:
     """An XA transaction between PREPARE and COMMIT. ``before``: the position before it."""
 
     before: StreamPosition
@@ -161,6 +161,7 @@ class TransactionStream:
         note: Callable[[str], None] = lambda text: None,
         left_out: Callable[[tuple[str, str], int, str, int], None] = lambda name, rows, file, offset: None,
         scan: StatementScan | None = None,
+        finished_before: Callable[[Xid, str], bytes] = lambda xid, file: b"",
         skip: Iterable[Place] = (),
         elsewhere: tuple[str, int] | None = None,
         never: Collection[str] = NEVER,
@@ -172,7 +173,8 @@ class TransactionStream:
         many.
 
         ``base`` is the base at ``done``. ``scan``: of the statements ahead; without, row keys are taken to be those of
-        today. ``note`` hears of each statement that is not replicated.
+        today. ``finished_before``: as `FinishedBefore`; without, nothing was finished before. ``note`` hears of each
+        statement that is not replicated.
         """
         self.base = base
         self.counters = Counters()
@@ -191,7 +193,10 @@ class TransactionStream:
         self._numbered: dict[bytes, MappedTable] = {}
         """By the number that this group's table maps give each."""
         self._transaction = OpenTransaction()
-        self._prepared: dict[Xid, _Prepared] = {}
+        self._prepared: dict[Xid, Prepared] = {}
+        self.doubtful: dict[Xid, Prepared] = {}
+        """Those of them that were prepared before the server was started last: it may have forgotten them."""
+        self._finished_before = finished_before
         self._outer_end = 0
         """Inside a compressed transaction: where its one event ends."""
         self._group = b""
@@ -229,6 +234,23 @@ class TransactionStream:
         if event[13:17] == b"\0\0\0\0":
             return None
         return self._cursor.file, self._cursor.end(event)
+
+    def read_up_to(self, file: str, offset: int) -> bool:
+        """Whether all transactions before this place have been read."""
+        at = self._cursor.at
+        return (file_number(at[0]), at[1]) >= (file_number(file), offset)
+
+    def forget(self, forgotten: Iterable[tuple[Xid, Prepared]]) -> None:
+        """Drops those of them that are still open: the server has no such transactions."""
+        for xid, prepared in forgotten:
+            if self._prepared.get(xid) is prepared:
+                self._note("an XA transaction that the server forgot, because it crashed, was dropped")
+                self._close_prepared(xid)
+
+    def _close_prepared(self, xid: Xid) -> None:
+        self.doubtful.pop(xid, None)
+        if (prepared := self._prepared.pop(xid, None)) is not None:
+            prepared.spool.close()
 
     def close(self) -> None:
         """Gives back what is held on disk."""
@@ -549,7 +571,9 @@ class TransactionStream:
             self._transaction.put_by(spool, self._cursor.at)
         self._spool = None
         if not body[0]:
-            self._prepared[xid] = _Prepared(self._cursor.position, spool)
+            # One with the same name was forgotten by the server. Those that are open are in their order.
+            self._close_prepared(xid)
+            self._prepared[xid] = Prepared(self._cursor.position, spool)
             self._end_group(event)
         elif self._passing:
             spool.close()
@@ -559,21 +583,39 @@ class TransactionStream:
 
     def _finish_prepared(self, event: bytes, statement: bytes) -> Iterator[Rows]:
         """XA COMMIT or XA ROLLBACK of what was prepared."""
-        xid = _xid(statement)
+        xid = xid_of(statement)
         prepared = self._prepared.get(xid)
         if prepared is None:
             if not self._passing:
-                raise BinlogError(
-                    f"{statement.decode('latin-1')}: it was prepared before capture began at this site, so its rows "
-                    "are unknown. This site must be loaded anew"
-                )
+                self._finished_again(statement, xid)
             self._end_group(event)
-        elif self._passing or not statement.startswith(b"XA COMMIT"):
-            del self._prepared[xid]
-            prepared.spool.close()
+        elif self._passing or not is_commit(statement):
+            self._close_prepared(xid)
             self._end_group(event)
         else:
             yield from self._release(event, prepared.spool, xid)
+
+    def _finished_again(self, statement: bytes, xid: Xid) -> None:
+        """XA COMMIT or XA ROLLBACK of what is not prepared: the server may have forgotten that it was finished.
+
+        Raises:
+            BinlogError: that is not so.
+        """
+        before, shown = self._finished_before(xid, self._cursor.file), statement.decode("latin-1")
+        if statement.startswith(before or b"?"):
+            self._note("an XA transaction was finished a second time, because the server crashed and forgot the first")
+        elif before:
+            only = "here only" if before == ROLLBACK else "at the other sites only"
+            raise BinlogError(
+                f"{shown}: before the server crashed, and forgot it, it had logged {before.decode()} of the same, so "
+                f"its rows are {only}: make the sites equal once it is left out"
+            )
+        else:
+            raise BinlogError(
+                f"{shown}: the binlog does not hold its rows. It was prepared before capture began at this site, or "
+                "the server crashed during its XA COMMIT ... ONE PHASE. Leave it out, and see that the rows that it "
+                "wrote are the same at all sites"
+            )
 
     def _release(self, event: bytes, spool: Spool, xid: Xid | None = None, first: int = 0) -> Iterator[Rows]:
         """The rows that were put by; ``first``: how many parts of the transaction have left before."""
@@ -585,13 +627,18 @@ class TransactionStream:
             unsure.update(tables)
             if last:
                 self.counters.transactions += 1
-                self._prepared.pop(xid, None) if xid is not None else None
+                self._finished(xid)
                 self._end_group(event)
             yield Rows(base, committed_at, keys, groups, size, first + part, last, sorted(unsure) if last else [])
         if not spool.records:
-            self._prepared.pop(xid, None) if xid is not None else None
+            self._finished(xid)
             self._end_group(event)
         spool.close()
+
+    def _finished(self, xid: Xid | None) -> None:
+        if xid is not None:
+            self._prepared.pop(xid, None)
+            self.doubtful.pop(xid, None)
 
     # Statements
 
@@ -610,7 +657,7 @@ class TransactionStream:
             if not self._inner(text) and self._mode == _OPEN:
                 yield from self._statement(event, found, text, inside=True)
         elif text.startswith(b"XA START "):
-            self._begin(_xid(text))
+            self._begin(xid_of(text))
         elif text.startswith((b"XA COMMIT ", b"XA ROLLBACK ")):
             yield from self._finish_prepared(event, text)
         else:
@@ -694,11 +741,6 @@ class TransactionStream:
                 self._spool.close()
             self._transaction.clear()
             self._reset()
+        if event[HEADER + _CREATED : HEADER + _CREATED + 4].strip(b"\0"):
+            self.doubtful.update(self._prepared)
         self._cursor.enter()
-
-
-def _xid(statement: bytes) -> Xid:
-    match = _XID_TEXT.match(statement)
-    if match is None:
-        raise BinlogError(f"an XA statement that cannot be read: {statement[:200]!r}")
-    return int(match[3]), bytes.fromhex(match[1].decode()), bytes.fromhex(match[2].decode())

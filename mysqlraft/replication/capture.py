@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,9 @@ from mysqlraft.binlog.place import Place, TransactionStops, UnfinishedUnit
 from mysqlraft.binlog.read_on import read_on
 from mysqlraft.binlog.statement_scan import StatementScan
 from mysqlraft.binlog.statements import classify
-from mysqlraft.binlog.stream import UNLIMITED, TransactionStream
+from mysqlraft.binlog.stream import UNLIMITED, Prepared, TransactionStream
 from mysqlraft.binlog.transaction_file import write_transaction
+from mysqlraft.binlog.xa import FinishedBefore, Xid, prepared
 from mysqlraft.mysql import opening
 from mysqlraft.mysql.connection import SessionLost, StatementError
 from mysqlraft.raft.forward import MAX_PAYLOAD_BYTES
@@ -138,6 +139,9 @@ class Capture:
         self._size = 0
         self._held_transactions = self._held_rows = 0
         self._source: ServerKeySource | None = None
+        self._forgotten: tuple[list[tuple[Xid, Prepared]], tuple[str, int]] | None = None
+        """XA transactions that the server does not have, and the end of the binlog after it was asked: up to there they
+        may be finished."""
         self._parts_out = 0
         """How many parts of a unit have left, of which the last one has not."""
         self._proposed_at = time.monotonic()
@@ -245,9 +249,9 @@ class Capture:
         state = self._state
         if self._stream is not None:
             self._stream.close()
-        scan = self._scan = StatementScan(
-            partial(DumpConnection, self._connect, self._scan_server_id, heartbeat=1.0), source, self._stopping.is_set
-        )
+        open_scan = partial(DumpConnection, self._connect, self._scan_server_id, heartbeat=1.0)
+        scan = self._scan = StatementScan(open_scan, source, self._stopping.is_set)
+        self._forgotten = None
         self._row_bytes = largest_row(int(source.query("SELECT @@global.max_allowed_packet")[0][0]))
         start = read_on(
             state.resume.read_to(state.done),
@@ -269,6 +273,7 @@ class Capture:
             note=self._note,
             left_out=self._leave_out,
             scan=scan,
+            finished_before=FinishedBefore(open_scan, source.query, self._stopping.is_set),
             skip=(*self._skip, *self._unfinished),
         )
         self._skips_marked = 0
@@ -310,6 +315,7 @@ class Capture:
             self._flush(stream)
             return dump.ready()
         self._keep_left_out()
+        self._look_for_forgotten(stream)
         self._lag = 0.0
         applied = stream.counters.applied_rows
         if applied != self._totals["applied_rows"]:
@@ -330,6 +336,18 @@ class Capture:
         self._active = False
         self._propose(stream, Payload(PayloadKind.MARK, self._flavour, *self._where(stream)))
         return True
+
+    def _look_for_forgotten(self, stream: TransactionStream) -> None:
+        """Asks the server whether it still has the XA transactions that were prepared before it was started."""
+        assert self._source is not None
+        if stream.doubtful and self._forgotten is None:
+            held = prepared(self._source.query, mariadb=self._flavour is Flavour.MARIADB)
+            missing = [(xid, each) for xid, each in stream.doubtful.items() if xid not in held]
+            stream.doubtful.clear()
+            self._forgotten = missing, self._source.binlog_end()
+        if self._forgotten is not None and stream.read_up_to(*self._forgotten[1]):
+            stream.forget(self._forgotten[0])
+            self._forgotten = None
 
     # Proposing
 
@@ -538,10 +556,16 @@ def position_now(connection: Connection[Any]) -> Position:
         else:
             cursor.execute("SELECT BINLOG_GTID_POS(%s, %s)", (file, offset))
             gtids = str((cursor.fetchone() or ("",))[0] or "")
-        cursor.execute("XA RECOVER")
-        if prepared := cursor.fetchall():
+        cursor.execute("SELECT VERSION()")
+        mariadb = "mariadb" in str(cursor.fetchone()).lower()
+
+        def ask(statement: str) -> Sequence[Sequence[Any]]:
+            cursor.execute(statement)
+            return list(cursor.fetchall())
+
+        if opened := prepared(ask, mariadb=mariadb):
             raise BinlogError(
-                f"{len(prepared)} prepared XA transactions are open at the server: finish them (XA RECOVER lists them) "
+                f"{len(opened)} prepared XA transactions are open at the server: finish them (XA RECOVER lists them) "
                 "before this site joins"
             )
     return Position(file, offset, gtids)

@@ -287,6 +287,7 @@ class LookAhead:
             mariadb=self._dump.mariadb,
             position=self._position,
             skip=self._passed_over(),
+            finished_before=lambda xid, file: b"XA",  # capture says if that is not so
         )
         self._open = LocalWrites()
         # What was read beyond it comes again: until it is all known anew, the last write of a row may not be.

@@ -322,6 +322,40 @@ def test_a_binlog_that_went_back_and_grew_again(
         assert rig.log() == []
 
 
+def test_what_a_crash_makes_the_server_forget_of_xa(server: Server, tmp_path: Path) -> None:
+    """It has forgotten an XA COMMIT and an XA PREPARE that its binlog holds, as MariaDB does when it is killed between
+    the two; the application commits again what is still prepared there."""
+    run(server, *_TABLE)
+    with capturing(server, mark_seconds=0.1) as rig:
+        run(server, "XA START 'one'", "INSERT INTO d.t VALUES (1, 'a')", "XA END 'one'", "XA PREPARE 'one'")
+        server.kill()
+        before, now = tmp_path / "before", server.directory / "data"
+        shutil.copytree(now, before)
+        server.start()
+        run(server, "XA COMMIT 'one'")
+        run(server, "XA START 'two'", "INSERT INTO d.t VALUES (2, 'b')", "XA END 'two'", "XA PREPARE 'two'")
+        rig.wait(lambda: rig.log() == [[("d.t", "WRITE", None, 1)]])
+        server.kill()
+        for file in now.glob("binlog.*"):
+            shutil.copy(file, before)
+        shutil.rmtree(now)
+        before.rename(now)
+        server.start()
+        with server.connect() as connection, connection.cursor() as cursor:
+            for _ in range(cursor.execute("XA RECOVER")):
+                run(server, "XA COMMIT 'one'")
+        run(server, "INSERT INTO d.t VALUES (3, 'c')")
+        rig.wait(lambda: len(rig.log()) == 2 or rig.error is not None)
+        assert rig.error is None
+        assert rig.log()[1] == [("d.t", "WRITE", None, 3)]
+
+        def let_go() -> bool:
+            state = rig.state()
+            return state.done == (state.resume.file, state.resume.offset)
+
+        rig.wait(let_go)
+
+
 def test_another_server_by_gtid(server: Server, engine: Engine, server_factory: ServerFactory) -> None:
     """A server with all that was captured, under names of files of its own, may take the place of the site's."""
     other = server_factory()
