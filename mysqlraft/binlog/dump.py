@@ -115,6 +115,8 @@ class DumpConnection:
         self._connect = {**connect, "autocommit": True}
         self._heartbeat = heartbeat
         self._aborted = False
+        self.server = ""
+        """Which server it is, as `opening.WHICH_SERVER` has it; known once the dump has been asked for."""
         self._torn: TornFile | None = None
         """The error that this dump has ended with, once what came before it has been given out."""
         self._open()
@@ -181,6 +183,8 @@ class DumpConnection:
                 "replica_uuid": identity,
             }
         with self._login.cursor() as cursor:
+            cursor.execute(opening.WHICH_SERVER)
+            self.server = str((cursor.fetchone() or ("",))[0])
             for name, value in (variables | extra).items():
                 cursor.execute(f"SET @{name} = %s", (value,))
             for name in ("master_binlog_checksum", "source_binlog_checksum"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,7 @@ from mysqlraft.binlog.collations import Collations, Fold
 from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.keys import KeyDefinition, KeyPart
 from mysqlraft.binlog.statement_text import characters_of, statement_text
+from mysqlraft.mysql import opening
 from mysqlraft.mysql.finding import identifier
 from mysqlraft.mysql.schema import named, quoted
 
@@ -23,7 +25,8 @@ _GONE = (1049, 1146, 1051)
 
 
 class ServerKeySource:
-    """A `KeySource` over a connection of its own, opened when first needed and again after it broke.
+    """A `KeySource` over a connection of its own, opened when first needed, and again when it has broken or is so old
+    that the address may lead to another server by now.
 
     On MariaDB SHOW CREATE TABLE makes an ALTER TABLE of the application's under LOCK TABLES, as dumps have them, the
     victim of a deadlock. No other question does, so the same is found out by those.
@@ -32,6 +35,7 @@ class ServerKeySource:
     def __init__(self, connect: Callable[[], Connection[Any]]) -> None:
         self._connect = connect
         self._connection: Connection[Any] | None = None
+        self._opened = 0.0
         self._status = "SHOW BINARY LOG STATUS"
         self.collations = Collations(self.query)
 
@@ -59,8 +63,11 @@ class ServerKeySource:
             return self._run(statement)
 
     def _run(self, statement: str) -> Sequence[Sequence[Any]]:
+        if time.monotonic() - self._opened > opening.RENEW_SECONDS:
+            self.close()
         if self._connection is None:
             self._connection = self._connect()
+            self._opened = time.monotonic()
         with self._connection.cursor() as cursor:
             cursor.execute(statement)
             return list(cursor.fetchall())

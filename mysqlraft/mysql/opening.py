@@ -25,6 +25,11 @@ SURVEY_SECONDS = 600.0
 TABLE_LOCK_SECONDS = 20
 CONNECT_SECONDS = 10.0
 
+RENEW_SECONDS = 5.0
+"""How long a connection that only asks is used: the address may lead to another server, while the old one lives."""
+WHICH_SERVER = "SELECT CONCAT_WS(' ', @@global.server_id, @@global.hostname, @@global.port, @@global.datadir)"
+"""What tells the servers apart that an address may lead to."""
+
 _PROBES = 3
 _SESSION = (
     f"SET SESSION lock_wait_timeout = {TABLE_LOCK_SECONDS}, sql_select_limit = 18446744073709551615,"

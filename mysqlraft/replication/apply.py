@@ -161,6 +161,10 @@ class StatementStops(ApplyError):
         self.index = index
 
 
+class _TablesWentBack(Exception):
+    """The tables do not hold what they did: an older copy of the server, or a replica of it, has taken its place."""
+
+
 class _Stopping(Exception):
     """`Applier.stop` was called while there was something to wait for."""
 
@@ -324,6 +328,8 @@ class Applier:
                 except TablesChanged as error:
                     log.info("apply looks at tables again after log index %d: %s", self.status.index, error)
                     self._forget_tables()
+                except _TablesWentBack as error:
+                    log.warning("%s; what comes after is applied again", error)
                 except Damaged as error:
                     log.warning("%s: what was known of row keys is read from the log again", error)
                     state.certifier.runs.discard()
@@ -407,6 +413,7 @@ class Applier:
                     self._dispatch(builder.take())
                 else:
                     self._complete()
+                    self._look_at_progress()
                     self._tell_reached()
                     self._look_ahead.rest()
                     if self._failures and self._on_the_way is None and not builder.entries:
@@ -564,6 +571,22 @@ class Applier:
             self._one_by_one_until = 0
         self._running()
         self._tell_reached()
+
+    def _look_at_progress(self) -> None:
+        """While nothing is on the way, looks at what the tables hold if the session has ended, or somebody waits.
+
+        Raises:
+            _TablesWentBack: they hold less than they did.
+        """
+        index = self.status.index
+        ended = self._session is not None and self._session.answered()
+        if not (ended or 0 < self._log.awaited <= index):
+            return
+        applied, data = self._with_session(read_progress)
+        if not data and self._held:
+            raise StateError(_progress_gone(self._held))
+        if applied < index:
+            raise _TablesWentBack(f"the tables hold the log up to index {applied}, where they held it up to {index}")
 
     def _tell_reached(self) -> None:
         if 0 < self._log.awaited <= self.status.index:
@@ -776,6 +799,9 @@ class Applier:
         if self._session is not None:
             with suppress(SessionLost, StatementError):
                 self._session.close()
+            # Whatever else asks is to ask the server that answers next.
+            self._source.close()
+            self._look_ahead.disconnect()
         self._session = self._writer = self.watch.session = None
 
     def _forget_tables(self) -> None:

@@ -105,12 +105,14 @@ class Capture:
         unfinished: Collection[Place] = (),
         pending: PendingRows | None = None,
         left_out: LeftOutRows | None = None,
+        server_now: Callable[[], str] = str,
     ) -> None:
         """``connect``: keyword arguments of `opening.connect`. ``server_id``: of the dump connection, which no server
         and no other replica may have; ``scan_server_id``: another one, to look for statements ahead. ``position``:
         "gtid", "file" or "auto": by file, or by GTID where the server has another one. ``sequence``: of the first
         payload (1 is the session's OPEN). ``skip``: transactions to be left out, each once it is in the file of that
         path; ``unfinished``: those that the server never finished. ``pending``: gets the row keys of what is proposed.
+        ``server_now``: which server the address has led to lately, as `opening.WHICH_SERVER` has it, "" if not known.
         """
         self._connect = {**connect, "autocommit": True}
         self._link = link
@@ -129,6 +131,7 @@ class Capture:
         self._unfinished = unfinished
         self._pending = pending
         self._left_out = left_out
+        self._server_now = server_now
         self._stopping = threading.Event()
         self._dump: DumpConnection | None = None
         self._stream: TransactionStream | None = None
@@ -186,6 +189,7 @@ class Capture:
                     raise PositionLost(self._explain(error)) from None
                 finally:
                     self._reading = False
+                    source.close()  # another server may answer next
                     self._forget_batch()
                     self._held_transactions = self._held_rows = 0
                     if self._dump is not None:
@@ -279,6 +283,8 @@ class Capture:
         self._skips_marked = 0
         start.start(dump)
         while True:
+            if self._server_now() not in ("", dump.server):
+                raise ConnectionLost("the server's address leads to another server now")
             if not dump.ready() and not self._idle(dump, stream):
                 continue
             self._take(stream, dump.batch())

@@ -153,6 +153,10 @@ class LookAhead:
         if self._begun is not None and time.monotonic() - self._used > IDLE:
             self.close()
 
+    def disconnect(self) -> None:
+        """Ends the connection: another server may have taken the place of the one that was read."""
+        self._disconnect()
+
     def close(self) -> None:
         """Ends the connection, and forgets what was read: the next unit to be written again begins anew."""
         self._disconnect()

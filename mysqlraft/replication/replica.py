@@ -430,6 +430,8 @@ class Replica:
     def _start_capture(self, state: ReplicationState) -> None:
         origin = state.origins[self._site]
         assert origin.resume is not None, "its OPEN has just been accepted"
+        assert self._applier is not None
+        watch = self._applier.watch
         session = self._session
         self._capture_stop = None
         capture = self._capture = Capture(
@@ -447,6 +449,7 @@ class Replica:
             left_out=LeftOutRows(),
             unfinished=frozenset(self._unfinished),
             pending=self._pending,
+            server_now=lambda: watch.server,
         )
         self._returned = 0
         self._wake.set()

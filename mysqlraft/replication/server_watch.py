@@ -8,6 +8,8 @@ says nothing by itself, and no timeout may end it. A second connection asks the 
 - the session is unknown there, or idle while we wait: its connection is dead (a way that lost it, an address that has
   moved to another server). It is ended here, and apply connects again. The session is known by the lock that fences it,
   which no other server and no other connection holds.
+- the session is not at the server that a new connection leads to: the address has moved, and the old server lives. The
+  same is done; capture finds out by ``ServerWatch.server``.
 - the session waits for a row: the status says whose. Where the application keeps it for longer than `yield_after`
   seconds, the connections that hold it are ended (KILL), which rolls them back.
 
@@ -28,6 +30,7 @@ from typing import Any
 import pymysql
 from pymysql.connections import Connection
 
+from mysqlraft.mysql import opening
 from mysqlraft.mysql.connection import Connect, Session
 from mysqlraft.replication.apply_session import FENCE
 
@@ -81,7 +84,8 @@ class ServerWatch:
     """Watches in a thread of its own between `start` and `stop`; its attributes may be read from any thread.
 
     ``session``: the one that apply writes through, set by apply. ``waits_for``: whose row it waits for, "" if nobody's.
-    ``yielded``: how many connections of the application were ended.
+    ``yielded``: how many connections of the application were ended. ``server``: which server the address led to when
+    it was last tried, as `opening.WHICH_SERVER` has it; "" if it has not answered yet.
     """
 
     def __init__(self, connect: Connect, yield_after: float | None) -> None:
@@ -90,11 +94,15 @@ class ServerWatch:
         self.session: Session | None = None
         self.waits_for = ""
         self.yielded = 0
+        self.server = ""
         self._connect = connect
         self._yield_after = yield_after
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._connection: Connection[Any] | None = None
+        self._opened = 0.0
+        self._looked_for: Session | None = None
+        """The session that was looked for over this connection."""
         self._mariadb = False
         self._answered = time.monotonic()
         self._waits_since: float | None = None
@@ -146,12 +154,21 @@ class ServerWatch:
         return since is not None and self._yield_after is not None and time.monotonic() - since >= self._yield_after
 
     def _look(self) -> None:
+        if self._connection is not None and time.monotonic() - self._opened > opening.RENEW_SECONDS:
+            with suppress(pymysql.err.MySQLError, OSError):
+                self._connection.close()
+            self._connection = None
         session = self.session
         since = session.waiting_since if session is not None else None
         waited = 0.0 if since is None else time.monotonic() - since
         if session is None or not (waited >= LOOK_AFTER or (since is not None and self._insists)):
             self.waits_for, self._idle = "", None
             self._query("SELECT 1")
+            if session is not None and session is not self._looked_for:
+                self._looked_for = session
+                if not self._is_here(session) and session is self.session:
+                    log.warning("apply's connection is not one of the server that the address leads to now: ended")
+                    session.abort()
             return
         if self._is_dead(session):
             if session.waiting_since == since:
@@ -169,7 +186,7 @@ class ServerWatch:
 
     def _is_dead(self, session: Session) -> bool:
         """Whether the server will never answer what the session waits for."""
-        if self._query(f"SELECT IS_USED_LOCK({FENCE})")[0][0] != session.id:
+        if not self._is_here(session):
             return True
         rows = self._query(f"SELECT command FROM information_schema.processlist WHERE id = {session.id}")
         if not rows or rows[0][0] != _QUIET:
@@ -178,6 +195,10 @@ class ServerWatch:
         # Once may be chance: the answer is on its way.
         idle, self._idle = self._idle, session
         return idle is session
+
+    def _is_here(self, session: Session) -> bool:
+        """Whether the session is one of the server that is asked."""
+        return bool(self._query(f"SELECT IS_USED_LOCK({FENCE})")[0][0] == session.id)
 
     def _holders(self, session: Session) -> list[Holder]:
         try:
@@ -218,6 +239,8 @@ class ServerWatch:
     def _query(self, statement: str) -> Sequence[Sequence[Any]]:
         if self._connection is None:
             self._connection = self._connect()
+            self._opened, self._looked_for = time.monotonic(), None
+            self.server = str(self._query(opening.WHICH_SERVER)[0][0])
             self._mariadb = "MariaDB" in str(getattr(self._connection, "server_version", ""))
         with self._connection.cursor() as cursor:
             cursor.execute(statement)

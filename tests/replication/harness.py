@@ -257,6 +257,7 @@ class SiteUnderTest:
             scan_server_id=600 + self.number,
             pending=self._pending,
             unfinished=tuple(self._unfinished),
+            server_now=lambda: self.applier.watch.server,
             **self._capture_options,
         )
         self._run(partial(self._capturing, self._capture))

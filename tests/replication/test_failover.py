@@ -17,6 +17,7 @@ from mysqlraft.binlog.position import StreamPosition
 from mysqlraft.binlog.read_on import read_on
 from mysqlraft.binlog.stream import TransactionStream
 from mysqlraft.ipc import SkipLists
+from mysqlraft.mysql import opening
 from mysqlraft.replication import ddl
 from mysqlraft.replication.apply_session import open_session
 from mysqlraft.replication.binlog_statements import own_additions, own_statements
@@ -26,7 +27,7 @@ from mysqlraft.replication.replica import _ahead
 from mysqlraft.sandbox.servers import Server
 from tests.harness.pool import LendServers, ServerFactory
 from tests.replication.capture_rig import capturing, run
-from tests.replication.harness import settle, wait_for
+from tests.replication.harness import TIMEOUT, SharedLog, SiteUnderTest, settle, wait_for
 from tests.replication.test_apply import cluster, same_everywhere
 
 _TABLE = ("CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, v VARCHAR(100))")
@@ -331,3 +332,43 @@ def test_whether_a_statement_has_run(server: Server, other: Server, later_files:
         assert ddl.has_run(session, made, intent, dumps[now])
         assert not ddl.has_run(session, another, intent, dumps[now])
         session.close()
+
+
+class _MovingSite(SiteUnderTest):
+    """A site whose server's address leads wherever `lead_to` says."""
+
+    address: Path
+
+    def lead_to(self, server: Server) -> None:
+        new = self.address.with_suffix(".new")
+        new.symlink_to(server.socket)
+        new.replace(self.address)
+        self.server = server
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"unix_socket": str(self.address)}
+
+
+def test_the_address_moves_while_the_old_server_lives(
+    servers: LendServers, other: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apply and capture leave it. What the other one lacks is applied there, also when nothing else comes."""
+    monkeypatch.setattr(opening, "RENEW_SECONDS", 0.2)
+    (one, two), log = servers(2), SharedLog(2)
+    first = SiteUnderTest(1, one, log, capture={"mark_seconds": 3600.0})
+    site = _MovingSite(2, two, log, capture={"mark_seconds": 3600.0})
+    site.address = tmp_path / "address"
+    site.lead_to(two)
+    with first, site:
+        wait_for(lambda: first.capturing and site.capturing, TIMEOUT, (first, site))
+        first.execute(*_TABLE)
+        wait_for(lambda: len(log.of_kind(PayloadKind.DDL)) == 2, TIMEOUT, first)
+        site.wait_applied()
+        follow(two, other)
+        first.execute("INSERT INTO d.t VALUES (1, 'a')")
+        wait_for(lambda: site.execute("SELECT id FROM d.t") == [(1,)], TIMEOUT, site)
+        site.lead_to(other)
+        wait_for(lambda: site.execute("SELECT id FROM d.t") == [(1,)], TIMEOUT, site)
+        site.execute("INSERT INTO d.t VALUES (2, 'b')")
+        wait_for(lambda: first.execute("SELECT id FROM d.t") == [(1,), (2,)], TIMEOUT, (first, site))
+        assert not site.crashed

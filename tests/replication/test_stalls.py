@@ -295,7 +295,7 @@ def test_a_server_that_takes_no_connection(servers: LendServers) -> None:
             for (thread,) in run(root.cursor(), threads):
                 run(root.cursor(), f"KILL {thread}")
             wait_for(lambda: not run(root.cursor(), threads), 30, two)
-            with closing(two.server.connect(user="m", password="secret")):
+            with closing(_connected(two.server, "m", "secret")):
                 wait_for(lambda: "max_user_connections" in two.applier.status.reason, 30, two)
                 reader.rollback()
                 wait_for(lambda: two.applier.status.retries >= 5, 30, two)
@@ -303,6 +303,19 @@ def test_a_server_that_takes_no_connection(servers: LendServers) -> None:
             run(root.cursor(), f"{limit} 0")
         settle(sites)
         same_everywhere(sites, "s.t")
+
+
+def _connected(server: Server, user: str, password: str) -> pymysql.Connection[pymysql.cursors.Cursor]:
+    """A connection, once nobody else has the only one that the account may have."""
+    found: list[pymysql.Connection[pymysql.cursors.Cursor]] = []
+
+    def connect() -> bool:
+        with suppress(pymysql.err.OperationalError):
+            found.append(server.connect(user=user, password=password))
+        return bool(found)
+
+    wait_for(connect, 30, server)
+    return found[0]
 
 
 class Way:
