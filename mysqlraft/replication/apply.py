@@ -646,8 +646,10 @@ class Applier:
                     ddl.store_intent(session, intent)
                     try:
                         wait_for_tables(session, self._failures)
+                        self.watch.runs_statement = True
                         ddl.run(session, statement)
                     finally:
+                        self.watch.runs_statement = False
                         setup(session)
                 differs = differing(session, statement, self._own_statements) if step.alone else ""
                 if differs:

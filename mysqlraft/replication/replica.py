@@ -76,7 +76,7 @@ from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position,
 from mysqlraft.replication.filters import TableFilter
 from mysqlraft.replication.left_out import LeftOutRows
 from mysqlraft.replication.pending_rows import PendingRows
-from mysqlraft.replication.server_watch import TELL_AFTER
+from mysqlraft.replication.server_watch import BUSY_AFTER, TELL_AFTER
 from mysqlraft.replication.state import LogEntry, ReplicationState, Step, StepKind
 from mysqlraft.replication.table_guard import TableGuard
 
@@ -576,6 +576,11 @@ class Replica:
             applying = f"apply: {status.reason}"
         elif watch.waits_for:
             applying = "apply waits for a row that a transaction of the application holds"
+        elif watch.busy > BUSY_AFTER:
+            applying = (
+                f"apply has waited {watch.busy:.0f} s for one answer of the server, which may wait for a lock, or for "
+                "room on its disk (its error log says so)"
+            )
         else:
             applying = ""
         if (stop := self._capture_stop) is not None:

@@ -44,6 +44,8 @@ LOOK_AFTER = 2.0
 """Seconds for which apply waits for one answer before it is asked why."""
 TELL_AFTER = 5.0
 """Seconds of waiting for a row, or for the server, before it shows in the site's state."""
+BUSY_AFTER = 30.0
+"""Seconds for which one answer may be waited for before that shows: a server whose disk is full says nothing."""
 _DENIED = (1044, 1045, 1142, 1227)
 _NO_SUCH_THREAD, _NOT_OWNER = 1094, 1095
 _QUIET = "Sleep"
@@ -92,6 +94,8 @@ class ServerWatch:
         """``connect`` opens a connection whose answers are waited for `ANSWER_SECONDS` at most. ``yield_after``: after
         how many seconds of waiting the application yields; None: never."""
         self.session: Session | None = None
+        self.runs_statement = False
+        """Whether what apply waits for is a statement, which may take any time. Set by apply."""
         self.waits_for = ""
         self.yielded = 0
         self.server = ""
@@ -114,6 +118,13 @@ class ServerWatch:
     def silent(self) -> float:
         """For how many seconds the server has not answered; a few tenths are nothing."""
         return max(0.0, time.monotonic() - self._answered)
+
+    @property
+    def busy(self) -> float:
+        """For how many seconds apply has waited for the answer that it waits for now, unless to a statement."""
+        session = self.session
+        since = session.waiting_since if session is not None else None
+        return 0.0 if since is None or self.runs_statement else time.monotonic() - since
 
     def failed(self) -> None:
         """An attempt of apply's came to nothing because of a lock. From the thread of apply."""

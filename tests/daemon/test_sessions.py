@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
 
 from mysqlraft import config
+from mysqlraft.admin.status import State
 from mysqlraft.ipc import Link, LogEntry, LogReader
-from mysqlraft.mysql.connection import Session
+from mysqlraft.mysql.connection import Session, SessionLost
 from mysqlraft.mysql.schema import ensure_schema
+from mysqlraft.replication import replica
+from mysqlraft.replication.apply import ApplyState, ApplyStatus
 from mysqlraft.replication.capture import Capture
 from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, Unit, decode
 from mysqlraft.replication.replica import Reader, Replica, dump_server_id
+from mysqlraft.replication.server_watch import ServerWatch
 from mysqlraft.replication.state import ReplicationState
 from mysqlraft.sandbox.servers import Server
 from tests.harness.daemons import MINIMAL
+from tests.replication.harness import wait_for
 
 SETTINGS = config.parse(MINIMAL, Path("test.yaml"))
 START = Position("binlog.000001", 157)
@@ -191,6 +198,29 @@ def test_a_new_site_begins_where_it_began_the_first_time(server: Server) -> None
     assert found[0] == found[1]
     assert found[0][0] == 7
     assert found[0][1].identity.startswith(f"{server.server_id}-")
+    session.close()
+
+
+def test_a_server_that_does_not_come_to_an_end_shows(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for room on its disk: it answers whoever asks. A statement may take any time."""
+    monkeypatch.setattr(replica, "BUSY_AFTER", 0.2)
+    rig, session = Rig(monkeypatch), Session(server.connect)
+    watch = ServerWatch(server.connect, None)
+    watch.session = session
+    rig.replica._applier = cast(Any, SimpleNamespace(status=ApplyStatus(ApplyState.RUNNING), watch=watch))
+
+    def sleep() -> None:
+        with suppress(SessionLost):
+            session.run([b"DO SLEEP(1000)"])
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    wait_for(lambda: "room on its disk" in rig.replica._judge()[1], 30, watch)
+    assert rig.replica._judge()[0] is State.RETRYING
+    watch.runs_statement = True
+    assert rig.replica._judge()[0] is State.STARTING
+    session.abort()
+    thread.join()
     session.close()
 
 
