@@ -15,6 +15,7 @@ from mysqlraft.binlog.row_statements import replicated_rows
 from mysqlraft.binlog.scheduled_events import elsewhere, elsewhere_in_bytes
 from mysqlraft.binlog.session_context import session_context
 from mysqlraft.binlog.statements import Statement, StatementKind, words
+from mysqlraft.binlog.temporary_tables import TemporaryTables
 
 _START_TRANSACTION = "START TRANSACTION"
 _IF_EXISTS = re.compile(r"\s*DROP\s+\w+\s+(?:/\*.*?\*/\s*)?IF\s+EXISTS\b", re.IGNORECASE)
@@ -41,12 +42,13 @@ def schema_change(
     mariadb: bool,
     replicated: Callable[[str, str | None], bool],
     source: KeySource,
+    temporary: TemporaryTables,
     note: Callable[[str], None],
 ) -> SchemaChange | None:
     """What of a statement the other sites have to run; None for nothing, of which ``note`` hears.
 
     ``statement``: its bytes; ``text``: what they say; ``timestamp``, ``flags``: of its event; ``committed_at``: of
-    its transaction; ``inside``: rows of the same transaction follow.
+    its transaction; ``inside``: rows of the same transaction follow; ``temporary``: those that are there before it.
 
     Raises:
         BinlogError: it cannot be replicated as it is.
@@ -74,7 +76,7 @@ def schema_change(
                 f"(SET GLOBAL binlog_format = ROW, in every session): {text[:200]}"
             )
         return None
-    if flags & THREAD_SPECIFIC and what.verb in _OF_ONE_TABLE:
+    if flags & THREAD_SPECIFIC and what.verb in _OF_ONE_TABLE and (found.thread_id, what.objects[0]) in temporary:
         note(f"not replicated: {what.verb} of a temporary table")
         return None
     objects = [(schema, table) for schema, table in what.objects if may(schema, table)]

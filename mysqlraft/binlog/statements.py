@@ -33,7 +33,8 @@ class Statement:
     the schema, and a routine, trigger or event is "FUNCTION name".
 
     ``source``: the table whose definition CREATE TABLE ... LIKE copies. It is one of ``tables``, but no object.
-    ``conditional``: IF EXISTS or IF NOT EXISTS; ``replaces``: OR REPLACE.
+    ``conditional``: IF EXISTS or IF NOT EXISTS; ``replaces``: OR REPLACE. ``temporary``: it says that its tables are;
+    then they are its objects, though it changes neither.
     """
 
     kind: StatementKind
@@ -43,6 +44,7 @@ class Statement:
     source: tuple[str, str] | None = None
     conditional: bool = False
     replaces: bool = False
+    temporary: bool = False
 
 
 _TOKEN = re.compile(
@@ -183,13 +185,15 @@ def classify(text: str, schema: str) -> Statement:
     if verb == "TRUNCATE" and kind not in _OBJECTS:
         kind, reader.at = "TABLE", reader.at - 1
     reader.at += 1
-    if kind not in _OBJECTS or temporary:
+    if kind not in _OBJECTS:
         return Statement(StatementKind.OTHER, f"{verb} {kind}".strip())
     reader.take("WAIT") or reader.take("NOWAIT")
     if kind == "PACKAGE":
         reader.take("BODY")
     conditional = reader.take("IF", "NOT", "EXISTS") or reader.take("IF", "EXISTS")
     objects, tables = _objects(reader, verb, kind, schema)
+    if temporary:
+        return Statement(StatementKind.OTHER, f"{verb} {kind}", tuple(objects), temporary=True)
     source = _source(reader, schema) if (verb, kind) == ("CREATE", "TABLE") else None
     if source is not None:
         tables.append(source)

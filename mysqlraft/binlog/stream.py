@@ -67,6 +67,7 @@ from mysqlraft.binlog.spool import Spool
 from mysqlraft.binlog.statement_scan import StatementScan
 from mysqlraft.binlog.statement_text import text_of
 from mysqlraft.binlog.statements import StatementKind, classify
+from mysqlraft.binlog.temporary_tables import TemporaryTables
 from mysqlraft.binlog.xa import ROLLBACK, Xid, is_commit, xid_of
 
 PART_BYTES = 1 << 20
@@ -165,12 +166,15 @@ class TransactionStream:
         skip: Iterable[Place] = (),
         elsewhere: tuple[str, int] | None = None,
         never: Collection[str] = NEVER,
+        temporary: TemporaryTables | None = None,
     ) -> None:
         """``position``: where reading begins; what lies before its ``done`` is passed over. ``left_out``
         hears of rows without a primary key: the table, how many of one event, and where that ends. ``skip``:
         transactions of which nothing is read, whatever is in them. ``elsewhere``: as `Cursor` has it. ``never``:
         schemas whose rows are not read, whatever ``replicated`` says. ``row_bytes``: a row that travels has at most so
         many.
+
+        ``temporary``: what a stream before this one knew of sessions that go on.
 
         ``base`` is the base at ``done``. ``scan``: of the statements ahead; without, row keys are taken to be those of
         today. ``finished_before``: as `FinishedBefore`; without, nothing was finished before. ``note`` hears of each
@@ -187,6 +191,7 @@ class TransactionStream:
         self._part_bytes = part_bytes
         self._large_rows = LargeRowCutter(part_bytes, row_bytes)
         self._large_from = min(part_bytes, row_bytes)
+        self._temporary = TemporaryTables() if temporary is None else temporary
         self._skip = {(place.identity, place.file, place.offset) for place in skip}
         self._cursor = Cursor(position, mariadb=mariadb, elsewhere=elsewhere)
         self._tables = MappedTables(source, replicated, scan, never)
@@ -684,6 +689,7 @@ class TransactionStream:
             return
         statement = text_of(found, text, self._source, mariadb=self._mariadb)
         what = classify(statement, found.schema)
+        temporary = self._temporary
         timestamps = self._tables.timestamps(what.tables) if what.verb == "ALTER TABLE" else None
         if what.kind is StatementKind.SCHEMA:
             self._tables.forget(what.tables)
@@ -703,8 +709,10 @@ class TransactionStream:
                 mariadb=self._mariadb,
                 replicated=self._replicated,
                 source=self._source,
+                temporary=temporary,
                 note=self._note,
             )
+        temporary.read(found.thread_id, what)
         if change is not None:
             change.place = self._place()
             change.timestamps = timestamps
@@ -743,4 +751,5 @@ class TransactionStream:
             self._reset()
         if event[HEADER + _CREATED : HEADER + _CREATED + 4].strip(b"\0"):
             self.doubtful.update(self._prepared)
+            self._temporary.clear()
         self._cursor.enter()

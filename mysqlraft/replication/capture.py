@@ -37,6 +37,7 @@ from mysqlraft.binlog.read_on import read_on
 from mysqlraft.binlog.statement_scan import StatementScan
 from mysqlraft.binlog.statements import classify
 from mysqlraft.binlog.stream import UNLIMITED, Prepared, TransactionStream
+from mysqlraft.binlog.temporary_tables import TemporaryTables
 from mysqlraft.binlog.transaction_file import write_transaction
 from mysqlraft.binlog.xa import FinishedBefore, Xid, prepared
 from mysqlraft.mysql import opening
@@ -135,6 +136,7 @@ class Capture:
         self._stopping = threading.Event()
         self._dump: DumpConnection | None = None
         self._stream: TransactionStream | None = None
+        self._temporary = TemporaryTables()
         self._scan: StatementScan | None = None
         self._flavour = Flavour.MYSQL
         self._tables: dict[bytes, int] = {}
@@ -279,6 +281,7 @@ class Capture:
             scan=scan,
             finished_before=FinishedBefore(open_scan, source.query, self._stopping.is_set),
             skip=(*self._skip, *self._unfinished),
+            temporary=self._temporary,
         )
         self._skips_marked = 0
         start.start(dump)

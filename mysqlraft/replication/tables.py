@@ -8,11 +8,11 @@ each table map. The local table may have more columns than the rows, at its end:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import pymysql.charset
 import pymysql.err
+from pymysql.constants import ER
 
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.keys import KeyDefinition, keys_of
@@ -163,9 +163,12 @@ class LocalTables:
     def _find(self, body: bytes, rows: TableMap) -> LocalTable:
         definition = describe(self.source.query, rows.schema, rows.table)
         if definition is None:
-            with suppress(pymysql.err.ProgrammingError):
+            try:
                 # What the account has no rights to is not shown, either; that is another error, and may pass.
                 self.source.query(f"SELECT 1 FROM {identifier(rows.schema, rows.table)} LIMIT 0")
+            except pymysql.err.MySQLError as error:
+                if not error.args or error.args[0] not in (ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR):
+                    raise
             raise TableMismatch(
                 f"{rows.schema}.{rows.table} does not exist at this site, but another site's rows are to go into it: "
                 "create it here as it is there"

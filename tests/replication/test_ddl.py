@@ -533,6 +533,40 @@ def test_a_list_of_which_not_all_is_there(servers: LendServers, engine: Engine) 
         assert len(one.execute("SHOW TABLES FROM s")) == (3 if engine == "mysql" else 1)
 
 
+def test_a_procedure_that_uses_a_temporary_table(servers: LendServers) -> None:
+    """To the end of the call its events have the flag of statements on temporary tables."""
+    with cluster(servers(2), TABLE, "CREATE TABLE s.gone (id INT PRIMARY KEY)") as sites:
+        one, two = sites
+        for change in ("TRUNCATE TABLE s.t", "ALTER TABLE s.t ADD w INT", "CREATE INDEX i ON s.t (w)"):
+            one.execute("REPLACE INTO s.t (id) VALUES (1)")
+            one.execute(
+                f"CREATE PROCEDURE s.p() BEGIN CREATE TEMPORARY TABLE s.t2 (id INT); {change};"
+                " DROP TABLE IF EXISTS s.gone; DROP TEMPORARY TABLE s.t2; END",
+                "CALL s.p()",
+                "DROP PROCEDURE s.p",
+            )
+            settle(sites)
+            assert one.execute("SELECT * FROM s.t") == two.execute("SELECT * FROM s.t"), change
+        assert definitions(one, "s.t") == definitions(two, "s.t")
+        assert not two.execute("SHOW TABLES FROM s LIKE 'gone'")
+
+
+def test_rows_of_a_database_that_is_gone(servers: LendServers) -> None:
+    """They are read ahead while a row is written again."""
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        for site in sites:
+            site.link.hold()
+        two.execute("INSERT INTO s.t VALUES (1, 1, 'two')")
+        one.execute("CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, u INT UNIQUE)")
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'one')", "INSERT INTO d.t VALUES (1, 1)", "DROP DATABASE d")
+        wait_for(lambda: one.link.statements_kept == 3 and two.link.units_kept == 1, 30, sites)
+        two.link.release()
+        one.link.release()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
 def test_temporary_tables_with_the_names_of_others(servers: LendServers, engine: Engine) -> None:
     """A session that logs statements writes what it does to them as of any table; MariaDB so writes RENAME always."""
     with cluster(servers(2)) as sites:
