@@ -226,8 +226,13 @@ def collation_numbers(query: Query) -> dict[str, int]:
 
 
 def quoted(text: str) -> str:
-    """A text as an SQL expression that no sql_mode reads otherwise."""
-    return f"CONVERT(0x{text.encode().hex()} USING utf8mb4)" if text else "''"
+    """A text as an SQL literal that no sql_mode reads otherwise.
+
+    A literal, no expression: MariaDB looks at one table for `table_name = LITERAL` in information_schema, and waits for
+    whoever is changing it. For an expression it goes through the schema's files, of which one is missing for a moment
+    while its table is altered.
+    """
+    return f"_utf8mb4 0x{text.encode().hex()}" if text else "''"
 
 
 def exactly(column: str, name: str) -> str:

@@ -40,6 +40,7 @@ _RETRYABLE = frozenset(
         1290,  # read_only and the like
         1836,  # read-only mode
         3032,  # offline mode
+        2013,  # the look ahead's connection, which is none of the session's own
     )
 )
 _DENIED = frozenset((1044, 1045, 1142, 1143, 1227))

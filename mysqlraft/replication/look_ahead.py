@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import pymysql
+from pymysql.constants import CR
 
 from mysqlraft.binlog.changes import Rows, SchemaChange
 from mysqlraft.binlog.collations import Fold
@@ -31,6 +32,7 @@ from mysqlraft.binlog.rows import RowsError
 from mysqlraft.binlog.statements import classify
 from mysqlraft.binlog.stream import TransactionStream
 from mysqlraft.binlog.tablemap import TableMapError, parse
+from mysqlraft.mysql.connection import StatementError
 from mysqlraft.replication.entry import Payload, Position
 from mysqlraft.replication.local_writes import LocalWrites, Place, RowId, UniqueValues, rest_of, secondary_keys
 from mysqlraft.replication.tables import LocalTables
@@ -51,6 +53,10 @@ MOST_ROWS = 2_000_000
 """Rows that are remembered, about 300 bytes each."""
 _FORGET_AT = 10_000
 """Rows that are remembered before those that no unit can ask for any more are dropped."""
+PATIENCE = 10.0
+"""Seconds for which a server that cannot be reached is asked again, before rows are written in full."""
+_UNREACHABLE = frozenset((*range(2000, 2100), 1040, 1203, 1226))
+"""Errors of a connection that may be had a moment later: those of the client, and too many connections."""
 _ERRORS = (BinlogError, ConnectionLost, RowsError, TableMapError, pymysql.err.MySQLError, OSError)
 
 
@@ -93,6 +99,7 @@ class LookAhead:
         self._rest: tuple[Payload | None, LocalWrites] = None, LocalWrites()
         """The last payload, and what its units wrote."""
         self._used = 0.0
+        self._unreachable_since: float | None = None
         self._wanted: deque[tuple[int, Place]] = deque()
         """Log index and place of the payloads that were asked for and are not in the tables for good."""
         self._forget_at = _FORGET_AT
@@ -108,7 +115,7 @@ class LookAhead:
         read yet, and reads what is in the binlog by now, give or take a moment.
 
         Raises:
-            pymysql.err.MySQLError: the server cannot be asked for a table's definition.
+            pymysql.err.MySQLError, OSError: the server cannot be asked which one it is, or for a table's definition.
         """
         since = self._since(index, payload.resume, payload.done)
         if self._rest[0] is not payload:
@@ -117,7 +124,7 @@ class LookAhead:
 
     def pending_at(self, index: int, resume: Position, done: tuple[str, int]) -> Later:
         """What comes after the unit of another site at log index `index`. ``resume``, ``done``: where this site's own
-        units that the log holds before it end. Reads as `later_than` does."""
+        units that the log holds before it end. Reads as `later_than` does, and raises as it does."""
         return Later(self, self._since(index, resume, done), LocalWrites(), 0, own=False)
 
     def _since(self, index: int, resume: Position, done: tuple[str, int]) -> _Since | None:
@@ -132,11 +139,17 @@ class LookAhead:
         return since
 
     def reach(self, since: _Since, file: str, offset: int) -> bool:
-        """Reads from there up to this end of the server's binlog; whether it could."""
+        """Reads from there up to this end of the server's binlog; whether it could.
+
+        Raises:
+            StatementError: the server cannot be reached, but may be a moment later; one that can be tried again.
+        """
         end = (file_number(file), offset)
         reached = self._try(since, lambda: self._read_up_to(end))
         if reached:
             self.problem = ""
+        elif self._unreachable_since is not None and time.monotonic() - self._unreachable_since < PATIENCE:
+            raise StatementError(0, CR.CR_SERVER_LOST, f"looking ahead in the binlog: {self.problem}")
         return reached
 
     def applied(self, index: int) -> None:
@@ -168,18 +181,14 @@ class LookAhead:
     def _is_here(self, position: Position) -> bool:
         """Whether the position is one in this server's binlog."""
         if self._dump is None:
-            try:
-                server = str(self._server_id())
-            except (pymysql.err.MySQLError, OSError) as error:
-                self.problem = str(error)
-                return False
+            server = str(self._server_id())
             if server != self._server:
                 # Places in the binlog of another server say nothing about this one's.
                 self.close()
                 self._wanted.clear()
             self._server = server
         if position.identity.partition("-")[0] != self._server:
-            self.problem = "a unit is of another server, whose binlog this one does not have"
+            self._report("a unit is of another server, whose binlog this one does not have")
             return False
         return True
 
@@ -201,6 +210,7 @@ class LookAhead:
             try:
                 self._begin(since)
                 read()
+                self._unreachable_since = None
                 return True
             except _ERRORS as error:
                 self._lose(error)
@@ -309,9 +319,23 @@ class LookAhead:
 
     def _lose(self, error: Exception) -> None:
         self._disconnect()
-        if str(error) != self.problem:
-            log.warning("the look ahead into the binlog cannot go on: %s", error)
-        self.problem = str(error)
+        if not _may_pass(error):
+            self._unreachable_since = None
+        elif self._unreachable_since is None:
+            self._unreachable_since = time.monotonic()
+        self._report(str(error))
+
+    def _report(self, problem: str) -> None:
+        if problem != self.problem:
+            log.warning("the look ahead into the binlog cannot go on: %s", problem)
+        self.problem = problem
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the connection may be had a moment later."""
+    if isinstance(error, pymysql.err.MySQLError):
+        return bool(error.args) and error.args[0] in _UNREACHABLE
+    return isinstance(error, ConnectionLost | OSError)
 
 
 def _too_many_rows() -> str:

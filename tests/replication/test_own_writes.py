@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import pymysql
 import pytest
 
 from mysqlraft.replication import look_ahead
@@ -420,6 +421,33 @@ def test_a_file_that_was_purged_is_no_end(servers: LendServers) -> None:
             pass
         status = one.applier.status
         assert (status.in_full, status.left_out, status.blind) == (2, 2, "")
+        settle([one, two])
+        same_everywhere([one, two], "s.c")
+
+
+@pytest.mark.parametrize("asked", ["which server it is", "its binlog"])
+def test_a_server_that_cannot_be_reached_for_a_moment(servers: LendServers, asked: str) -> None:
+    """Nothing is written in full for that: the batch is made again, or tried again."""
+    with held_back(servers(2), COUNTERS) as (one, two):
+        begin(one, two)
+        count(one, 3)
+        wild_write(two, "UPDATE s.c SET n = n + 1 WHERE site = 'two'")
+        ahead = one.applier._look_ahead
+        name = "_server_id" if asked == "which server it is" else "_open_dump"
+        reached, refused = getattr(ahead, name), [0]
+
+        def refuse() -> Any:
+            refused[0] += 1
+            if refused[0] <= 3:
+                raise pymysql.err.OperationalError(1040, "Too many connections")
+            return reached()
+
+        setattr(ahead, name, refuse)
+        for _ in come_back_one_by_one(one):
+            assert one.execute("SELECT n FROM s.c WHERE site = 'one'") == [(3,)]
+        assert refused[0] > 3
+        assert one.applier.status.left_out == 2
+        assert not one.applier.status.in_full
         settle([one, two])
         same_everywhere([one, two], "s.c")
 
