@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 
 from mysqlraft.mysql.connection import Session, SessionLost, StatementError
+from mysqlraft.mysql.definitions import definition_of
 from mysqlraft.mysql.schema import VERSION, SchemaError, describe, ensure_schema
-from mysqlraft.sandbox.servers import Server
+from mysqlraft.sandbox.servers import Engine, Server
 
 
 def test_the_schema_is_made_once_and_completed(server: Server) -> None:
@@ -49,6 +55,40 @@ def test_a_table_is_described_as_it_is(server: Server) -> None:
     assert (d.precision, d.scale, t.fraction) == (9, 4, 3)
     assert describe(session.query, "s", "none") is None
     session.close()
+
+
+def test_a_table_is_there_while_it_is_altered(server: Server, engine: Engine) -> None:
+    """Whoever asks waits for the end of the change, and is not shown a part of the table, or none."""
+    with server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE DATABASE s")
+        cursor.execute("CREATE TABLE s.t (id INT PRIMARY KEY, v VARCHAR(30) UNIQUE)")
+    done = threading.Event()
+
+    def alter() -> None:
+        with server.connect() as connection, connection.cursor() as cursor:
+            while not done.is_set():
+                cursor.execute("ALTER TABLE s.t FORCE")
+
+    with ThreadPoolExecutor(1) as application, server.connect() as connection, connection.cursor() as cursor:
+
+        def query(statement: str) -> Sequence[Sequence[Any]]:
+            cursor.execute(statement)
+            return cursor.fetchall()
+
+        altering = application.submit(alter)
+        try:
+            found = {
+                (describe(query, "s", "t"), definition_of(query, "s", "t", mariadb=engine == "mariadb"))
+                for _ in range(60)
+            }
+        finally:
+            done.set()
+            altering.result()
+    ((table, definition),) = found
+    assert table is not None
+    assert [column.name for column in table.columns] == ["id", "v"]
+    assert definition
+    assert "PRIMARY" in definition
 
 
 def test_statements_in_one_packet(server: Server) -> None:
