@@ -17,8 +17,9 @@ hand, at this site or at all; the server fills it with its default.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 from mysqlraft.binlog.rows import Field, columns_of, fields, image_of, layout_of, pick, primary_key, split
@@ -107,15 +108,20 @@ class AddedValues:
         self._log = log
         self._pending = pending
 
-    def addition(self, schema: str, table: str, column: str) -> Addition | None:
-        """What added the column; None: the server may fill it, as it was made by hand.
+    def additions(self, schema: str, table: str, columns: Iterable[str]) -> dict[str, Addition]:
+        """What added each of the columns; those that are left out the server may fill, as they were made by hand.
 
         Raises:
             UnknownValue: more was done to the table than can be told.
         """
+        pending = lru_cache(maxsize=1)(self._pending)  # The binlog is read once for all of them, if it is at all.
+        found = {column: self._addition(schema, table, column, pending) for column in columns}
+        return {column: addition for column, addition in found.items() if addition is not None}
+
+    def _addition(self, schema: str, table: str, column: str, own: Callable[[], Additions]) -> Addition | None:
         found = self._log().find(schema, table, column)
         if found is None or found.column is None:
-            pending = self._pending().find(schema, table, column)
+            pending = own().find(schema, table, column)
             if pending is not None:
                 # Rows have passed it. If its value is not known it does not commute, and every site will stop at it.
                 return pending if pending.column is not None and pending.column.value is not None else None

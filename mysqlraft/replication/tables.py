@@ -29,7 +29,6 @@ from mysqlraft.binlog.tablemap import (
 )
 from mysqlraft.mysql.finding import identifier
 from mysqlraft.mysql.schema import ColumnDefinition, TableDefinition, describe
-from mysqlraft.replication.additions import Addition
 from mysqlraft.replication.entry import Change, ChangeKind
 from mysqlraft.replication.short_rows import AddedValues, Completion, UnknownValue
 
@@ -193,10 +192,11 @@ class LocalTables:
         missing = definition.columns[len(rows.columns) :]
         if not missing or self._added is None:
             return None
-        added: dict[int, Addition] = {}
-        for number, column in enumerate(missing, len(rows.columns)):
-            if not column.computed and (found := self._added.addition(rows.schema, rows.table, column.name)):
-                added[number] = found
+        numbers = {
+            column.name: number for number, column in enumerate(missing, len(rows.columns)) if not column.computed
+        }
+        found = self._added.additions(rows.schema, rows.table, numbers)
+        added = {numbers[name]: addition for name, addition in found.items()}
         if not added:
             return None
         wide = widened(
@@ -204,8 +204,8 @@ class LocalTables:
         )
         table = parse(wide)
         values = tuple(
-            (table.columns[number], self._added.value(found, rows.schema, rows.table, table.columns[number]))
-            for number, found in added.items()
+            (table.columns[number], self._added.value(addition, rows.schema, rows.table, table.columns[number]))
+            for number, addition in added.items()
         )
         return Completion(table, wide, values)
 
