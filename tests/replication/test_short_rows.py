@@ -8,7 +8,9 @@ from functools import partial
 
 import pytest
 
-from mysqlraft.replication.entry import PayloadKind
+from mysqlraft.replication.additions import Additions
+from mysqlraft.replication.entry import Ddl, PayloadKind
+from mysqlraft.replication.short_rows import AddedValues
 from mysqlraft.sandbox.servers import Engine
 from tests.harness.pool import LendServers
 from tests.replication.harness import SiteUnderTest, settle, wait_for
@@ -120,6 +122,19 @@ def test_values_of_every_type(servers: LendServers, engine: Engine, first: int) 
             (old,), (new,) = (site.execute(f"SELECT {listed} FROM s.t WHERE id = {key}") for key in (1, 2))
             assert old == new
             assert old[3] == "636166E9"
+
+
+def test_the_binlog_is_read_once_for_all_columns() -> None:
+    read: list[Additions] = []
+
+    def pending() -> Additions:
+        read.append(Additions())
+        read[-1].enter(1, Ddl([("s", "t")], b"ALTER TABLE s.t ADD a INT, ADD b INT", "s", {}, 0))
+        return read[-1]
+
+    values = AddedValues(lambda: pytest.fail("nobody asks"), Additions, pending)
+    assert sorted(values.additions("s", "t", ["a", "b", "c"])) == ["a", "b"]
+    assert len(read) == 1
 
 
 def test_the_time_of_the_statement(servers: LendServers) -> None:
