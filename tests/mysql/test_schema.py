@@ -67,7 +67,7 @@ def test_a_table_is_there_while_it_is_altered(server: Server, engine: Engine) ->
     def alter() -> None:
         with server.connect() as connection, connection.cursor() as cursor:
             while not done.is_set():
-                cursor.execute("ALTER TABLE s.t FORCE")
+                cursor.execute("ALTER TABLE s.t FORCE, ALGORITHM = COPY")
 
     with ThreadPoolExecutor(1) as application, server.connect() as connection, connection.cursor() as cursor:
 
