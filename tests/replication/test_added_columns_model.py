@@ -43,10 +43,11 @@ from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payloa
 from mysqlraft.replication.policy import last_write_wins
 from mysqlraft.replication.state import ReplicationState, StepKind
 from mysqlraft.replication.writing_again import Stored, operations
+from tests.harness.amount import histories
 from tests.replication.harness import LoggedEntry, founders
 
 TABLE = b"\x01s\x00\x01t\x00"
-HISTORIES = 100
+HISTORIES = histories(60)
 HOME = 1000
 """Home rows of a site: primary key and unique value HOME * number + 0..3."""
 

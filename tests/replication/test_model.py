@@ -25,11 +25,12 @@ from mysqlraft.replication.ddl import changes_rows, commutes
 from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payload, PayloadKind, Position, Unit
 from mysqlraft.replication.policy import last_write_wins
 from mysqlraft.replication.state import ReplicationState, Step, StepKind
+from tests.harness.amount import histories
 from tests.replication.harness import LoggedEntry, founders
 from tests.replication.reference import Row, RowChange, Table
 
 TABLE = b"\x01s\x00\x01t\x00"
-HISTORIES = 2000
+HISTORIES = histories(1000)
 
 Keys = frozenset[tuple[str, int]]
 

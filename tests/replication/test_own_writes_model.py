@@ -22,6 +22,7 @@ from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position,
 from mysqlraft.replication.policy import last_write_wins
 from mysqlraft.replication.state import ReplicationState, Step, StepKind
 from mysqlraft.replication.writing_again import Stored, operations
+from tests.harness.amount import histories
 from tests.replication.harness import founders
 from tests.replication.reference import Row, RowChange, Table
 from tests.replication.test_model import (
@@ -39,7 +40,7 @@ from tests.replication.test_model import (
     stops,
 )
 
-HISTORIES = 2000
+HISTORIES = histories(1000)
 HOME = 1000
 """Home rows of a site: primary key and unique value HOME * number + 0..3."""
 

@@ -30,9 +30,10 @@ from mysqlraft.replication.entry import (
 )
 from mysqlraft.replication.runs import Damaged
 from mysqlraft.replication.state import ReplicationState, Step
+from tests.harness.amount import histories
 from tests.replication.harness import LoggedEntry
 
-HISTORIES = 600
+HISTORIES = histories(240)
 TABLES = [b"\x01s\x00\x01%c\x00" % name for name in b"abc"]
 STATEMENTS = [
     b"TRUNCATE TABLE a",
