@@ -16,6 +16,7 @@ from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.keys import KeyDefinition, KeyPart
 from mysqlraft.binlog.statement_text import characters_of, statement_text
 from mysqlraft.mysql import opening
+from mysqlraft.mysql.definitions import SETTINGS
 from mysqlraft.mysql.finding import identifier
 from mysqlraft.mysql.schema import named, quoted
 
@@ -66,8 +67,11 @@ class ServerKeySource:
         if time.monotonic() - self._opened > opening.RENEW_SECONDS:
             self.close()
         if self._connection is None:
-            self._connection = self._connect()
-            self._opened = time.monotonic()
+            connection = self._connect()
+            # With each connection: the next question may come over another one.
+            with connection.cursor() as cursor:
+                cursor.execute(SETTINGS)
+            self._connection, self._opened = connection, time.monotonic()
         with self._connection.cursor() as cursor:
             cursor.execute(statement)
             return list(cursor.fetchall())

@@ -17,7 +17,7 @@ from pymysql.constants import ER
 from mysqlraft.binlog.statement_scan import Place, StatementScan
 from mysqlraft.binlog.statements import classify
 from mysqlraft.mysql.connection import Session, StatementError
-from mysqlraft.mysql.definitions import SETTINGS, Query, definition_of, difference
+from mysqlraft.mysql.definitions import Query, definition_of, difference
 from mysqlraft.replication.entry import Ddl, Made
 
 _UNTOLD = frozenset((ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, 1356))
@@ -38,7 +38,8 @@ def made(
     *,
     mariadb: bool,
 ) -> Made | None:
-    """What the objects of a statement are that ended at ``end`` in the binlog, as far as it can be told.
+    """What the objects of a statement are that ended at ``end`` in the binlog, as far as it can be told. ``query``:
+    over connections with `definitions.SETTINGS`.
 
     Raises:
         pymysql.err.MySQLError, OSError, ConnectionLost, BinlogError: as ``query`` and ``scan`` do.
@@ -46,7 +47,6 @@ def made(
     found: list[tuple[str, str, str]] = []
     tables = list(tables)
     left = MOST_CHARACTERS
-    query(SETTINGS)
     for schema, name in tables[:MOST_OBJECTS]:
         if name is None:
             continue

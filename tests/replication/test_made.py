@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mysqlraft.mysql import opening
 from mysqlraft.mysql.definitions import difference
 from mysqlraft.replication.entry import PayloadKind, decode
 from mysqlraft.sandbox.servers import Engine
@@ -164,6 +165,19 @@ def test_the_time_zone_of_the_machine(server_factory: ServerFactory, monkeypatch
         for site in sites:
             stored = site.execute("SET time_zone = '+00:00'", "SELECT a FROM s.events")[0][0]
             assert str(stored) == "2024-01-01 03:00:00"
+
+
+def test_settings_of_servers_that_show_definitions_otherwise(
+    server_factory: ServerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever connection a question comes over, its answer is in the same form at every site."""
+    monkeypatch.setattr(opening, "RENEW_SECONDS", 0.0)
+    options = {"default_time_zone": "+05:00", "sql_mode": "ANSI_QUOTES"}
+    with cluster([server_factory(options=options), server_factory()]) as sites:
+        one, _ = sites
+        one.execute("CREATE TABLE s.made (id INT PRIMARY KEY, a TIMESTAMP NULL DEFAULT '2024-01-01 12:00:00')")
+        settle(sites)
+        assert stated(one)[-1] == ["made"]
 
 
 def test_differences_are_shown_by_line() -> None:
