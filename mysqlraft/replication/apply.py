@@ -161,8 +161,9 @@ class StatementStops(ApplyError):
         self.index = index
 
 
-class _TablesWentBack(Exception):
-    """The tables do not hold what they did: an older copy of the server, or a replica of it, has taken its place."""
+class _OtherTables(Exception):
+    """The tables do not hold the log up to where they did: an older copy of the server, or a replica of it, has taken
+    its place, or it has taken that of a replica."""
 
 
 class _Stopping(Exception):
@@ -203,7 +204,8 @@ OnStep = Callable[[LogEntry, Step, ReplicationState], None]
 class Applier:
     """Applies the log at one site. Make it, call `run` in a thread, `stop` from another.
 
-    Invariants: at most one batch is on its way; ``status.index`` is what the progress row holds once it is not.
+    Invariants: at most one batch is on its way; ``status.index`` is what the progress row holds once it is not, of the
+    server that the session is at.
     """
 
     def __init__(
@@ -287,6 +289,8 @@ class Applier:
         self._on_the_way: Batch | None = None
         self._again: Iterator[LogEntry] = iter(())
         self._waiting: deque[LogEntry] = deque()
+        self._loaded = False
+        """Whether what the tables hold is known: ``status.index``."""
         self._last_taken = 0
         """Log index; what comes after what is in the tables, up to here, has to be read again after a failure."""
         self._last_stepped = 0
@@ -328,8 +332,9 @@ class Applier:
                 except TablesChanged as error:
                     log.info("apply looks at tables again after log index %d: %s", self.status.index, error)
                     self._forget_tables()
-                except _TablesWentBack as error:
-                    log.warning("%s; what comes after is applied again", error)
+                except _OtherTables as error:
+                    log.warning("%s: apply goes on from there", error)
+                    self._retry(str(error))
                 except Damaged as error:
                     log.warning("%s: what was known of row keys is read from the log again", error)
                     state.certifier.runs.discard()
@@ -365,6 +370,7 @@ class Applier:
         """The state that the progress row holds; what was stepped beyond it comes again."""
         self._on_the_way = None
         self._lose_session()
+        self._loaded = False
         applied, data = self._with_session(read_progress)
         if not data and self._held:
             raise StateError(_progress_gone(self._held))
@@ -381,8 +387,8 @@ class Applier:
         self._state = state
         if state.index != applied:
             raise StateError(f"mysqlraft.progress: applied is {applied}, its state that of {state.index}. {LOAD_ANEW}")
-        if applied < self._last_taken:
-            self._again = iter(self._log.fetch(applied + 1, self._last_taken))
+        self._again = iter(self._log.fetch(applied + 1, self._last_taken) if applied < self._last_taken else ())
+        self._loaded = True
         self.status.index, self.status.needed_from = applied, state.needed_from
         return state
 
@@ -475,11 +481,12 @@ class Applier:
             return entry
         if not self._waiting:
             self._waiting.extend(self._log.take(wait))
-        if not self._waiting:
-            return None
-        entry = self._waiting.popleft()
-        self._last_taken = entry.index
-        return entry
+        while self._waiting:
+            entry = self._waiting.popleft()
+            self._last_taken = entry.index
+            if entry.index > self._state.index:  # else another server had it already
+                return entry
+        return None
 
     def _step(self, builder: BatchBuilder, entry: LogEntry) -> Step:
         try:
@@ -530,7 +537,7 @@ class Applier:
         """Commits the batch, however often it takes; something has gone wrong before."""
         while True:
             try:
-                session = self._connected()
+                session = self._connected(batch.index)
                 applied, data = read_progress(session)
                 if applied == batch.index:
                     break
@@ -539,7 +546,7 @@ class Applier:
                 if applied != batch.first - 1:
                     raise StateError(
                         f"mysqlraft.progress holds {applied}, neither {batch.first - 1} nor {batch.index}: "
-                        "the server's data was replaced, or another daemon writes to it"
+                        "another daemon writes to it"
                     )
                 assert self._writer is not None
                 self._writer.deadlocks = self._deadlocks
@@ -576,17 +583,13 @@ class Applier:
         """While nothing is on the way, looks at what the tables hold if the session has ended, or somebody waits.
 
         Raises:
-            _TablesWentBack: they hold less than they did.
+            _OtherTables: not what they did.
         """
-        index = self.status.index
         ended = self._session is not None and self._session.answered()
-        if not (ended or 0 < self._log.awaited <= index):
-            return
-        applied, data = self._with_session(read_progress)
-        if not data and self._held:
-            raise StateError(_progress_gone(self._held))
-        if applied < index:
-            raise _TablesWentBack(f"the tables hold the log up to index {applied}, where they held it up to {index}")
+        if ended or 0 < self._log.awaited <= self.status.index:
+            _, data = self._with_session(read_progress)
+            if not data and self._held:
+                raise StateError(_progress_gone(self._held))
 
     def _tell_reached(self) -> None:
         if 0 < self._log.awaited <= self.status.index:
@@ -717,17 +720,35 @@ class Applier:
 
     # Failures.
 
-    def _connected(self) -> Session:
-        """The session, made anew if the last one was lost."""
+    def _connected(self, on_the_way: int = 0) -> Session:
+        """The session, made anew if the last one was lost. ``on_the_way``: the index that the tables may hold in place
+        of ``status.index``.
+
+        Raises:
+            _OtherTables: the tables of the server that answers now hold neither: nothing may be written to them before
+                the state has been loaded anew.
+        """
         if self._session is None:
             try:
                 session = open_session(self._connect)
             except StatementError as error:
                 # Too many connections, another password: it is not about what was to be done, and may change.
                 raise SessionLost(_explained(error)) from error
+            if self._loaded:
+                self._check_progress(session, on_the_way)
             self._writer = BatchWriter(session, CarefulLane(session, self._tables))
             self._session = self.watch.session = session
         return self._session
+
+    def _check_progress(self, session: Session, on_the_way: int) -> None:
+        try:
+            applied, _ = read_progress(session)
+        except BaseException:
+            session.close()
+            raise
+        if applied not in (self.status.index, on_the_way):
+            session.close()
+            raise _OtherTables(f"the tables hold the log up to index {applied}, where it was {self.status.index}")
 
     @property
     def _held(self) -> int:

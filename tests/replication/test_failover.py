@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from mysqlraft.replication.binlog_statements import own_additions, own_statement
 from mysqlraft.replication.capture import Capture
 from mysqlraft.replication.entry import Ddl, PayloadKind
 from mysqlraft.replication.replica import _ahead
+from mysqlraft.replication.state import ReplicationState
 from mysqlraft.sandbox.servers import Server
 from tests.harness.pool import LendServers, ServerFactory
 from tests.replication.capture_rig import capturing, run
@@ -349,14 +352,15 @@ class _MovingSite(SiteUnderTest):
         return super().arguments() | {"unix_socket": str(self.address)}
 
 
-def test_the_address_moves_while_the_old_server_lives(
-    servers: LendServers, other: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Apply and capture leave it. What the other one lacks is applied there, also when nothing else comes."""
+@pytest.fixture
+def moving(
+    servers: LendServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[SiteUnderTest, _MovingSite]]:
+    """Two sites with a table; the address of the second one's server may be moved."""
     monkeypatch.setattr(opening, "RENEW_SECONDS", 0.2)
     (one, two), log = servers(2), SharedLog(2)
     first = SiteUnderTest(1, one, log, capture={"mark_seconds": 3600.0})
-    site = _MovingSite(2, two, log, capture={"mark_seconds": 3600.0})
+    site = _MovingSite(2, two, log, capture={"mark_seconds": 3600.0}, batch_rows=1)
     site.address = tmp_path / "address"
     site.lead_to(two)
     with first, site:
@@ -364,11 +368,65 @@ def test_the_address_moves_while_the_old_server_lives(
         first.execute(*_TABLE)
         wait_for(lambda: len(log.of_kind(PayloadKind.DDL)) == 2, TIMEOUT, first)
         site.wait_applied()
-        follow(two, other)
-        first.execute("INSERT INTO d.t VALUES (1, 'a')")
-        wait_for(lambda: site.execute("SELECT id FROM d.t") == [(1,)], TIMEOUT, site)
-        site.lead_to(other)
-        wait_for(lambda: site.execute("SELECT id FROM d.t") == [(1,)], TIMEOUT, site)
-        site.execute("INSERT INTO d.t VALUES (2, 'b')")
-        wait_for(lambda: first.execute("SELECT id FROM d.t") == [(1,), (2,)], TIMEOUT, (first, site))
+        yield first, site
         assert not site.crashed
+
+
+def _ids(site: SiteUnderTest) -> list[int]:
+    return [row[0] for row in site.execute("SELECT id FROM d.t ORDER BY id")]
+
+
+def test_the_address_moves_while_the_old_server_lives(moving: tuple[SiteUnderTest, _MovingSite], other: Server) -> None:
+    """Apply and capture leave it. What the other one lacks is applied there, also when nothing else comes."""
+    first, site = moving
+    follow(site.server, other)
+    first.execute("INSERT INTO d.t VALUES (1, 'a')")
+    wait_for(lambda: _ids(site) == [1], TIMEOUT, site)
+    site.lead_to(other)
+    wait_for(lambda: _ids(site) == [1], TIMEOUT, site)
+    site.execute("INSERT INTO d.t VALUES (2, 'b')")
+    wait_for(lambda: _ids(first) == [1, 2], TIMEOUT, (first, site))
+
+
+def test_the_address_moves_before_a_statement(moving: tuple[SiteUnderTest, _MovingSite], other: Server) -> None:
+    """What the other server lacks comes before the statement there."""
+    first, site = moving
+    follow(site.server, other)
+    first.execute("INSERT INTO d.t VALUES (1, 'a')")
+    wait_for(lambda: _ids(site) == [1], TIMEOUT, site)
+    go_on = threading.Event()
+
+    def wait(state: ReplicationState) -> None:
+        go_on.wait(TIMEOUT)
+
+    site.applier.ask(wait)
+    session = site.applier.watch.session
+    assert session is not None
+    site.lead_to(other)
+    wait_for(session.answered, TIMEOUT, site)
+    first.execute("ALTER TABLE d.t ADD COLUMN w INT DEFAULT 5")
+    wait_for(lambda: len(site.log.of_kind(PayloadKind.DDL)) == 3, TIMEOUT, site)
+    go_on.set()
+    site.wait_applied()
+    assert site.execute("SELECT * FROM d.t") == [(1, "a", 5)]
+
+
+def test_the_address_moves_forth_and_back(moving: tuple[SiteUnderTest, _MovingSite], other: Server) -> None:
+    """Before the other server has all that the first one has."""
+    first, site = moving
+    two = site.server
+    follow(two, other)
+    for number in range(1, 5):
+        first.execute(f"INSERT INTO d.t VALUES ({number}, 'a')")
+        wait_for(partial(lambda number: number in _ids(site), number), TIMEOUT, site)
+    with other.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("INSERT INTO d.t VALUES (1, 'kept')")
+        behind = site.applier.status.index
+        site.lead_to(other)
+        wait_for(lambda: site.applier.status.index < behind, TIMEOUT, site)
+        site.lead_to(two)
+        wait_for(lambda: site.applier.status.index >= behind, TIMEOUT, site)
+        cursor.execute("ROLLBACK")
+    first.execute("INSERT INTO d.t VALUES (5, 'b')")
+    wait_for(lambda: _ids(site) == [1, 2, 3, 4, 5], TIMEOUT, site)
