@@ -39,6 +39,9 @@ _DEFINERS_SPLIT = (8, 2)
 _YIELD_MYSQL = {"*.*": ("PROCESS", "CONNECTION_ADMIN"), "`performance_schema`.*": ("SELECT",)}
 _YIELD_MARIADB = {"*.*": ("PROCESS", "CONNECTION ADMIN")}
 
+_DAM = "LOCK TABLES"
+"""What it takes to insert a row where sessions of the application lock the gap one after the other."""
+
 _ROWS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _SCHEMA = ("CREATE", "DROP", "ALTER", "INDEX", "REFERENCES", "CREATE VIEW", "SHOW VIEW", "TRIGGER")
 _PROGRAMS = ("CREATE ROUTINE", "ALTER ROUTINE", "EXECUTE", "EVENT")
@@ -78,7 +81,7 @@ def grant_statements(
     wanted = wanted_privileges(config, mariadb)
     wanted["*.*"] = (*wanted["*.*"], *definer_privileges(mariadb, version))
     for scope in _replicated(config):
-        wanted[scope] = (*wanted[scope], *_PROGRAMS)
+        wanted[scope] = (*wanted[scope], *_PROGRAMS, _DAM)
     if _scope(OWN_SCHEMA) in wanted:
         # Where `mysqlraft check` tries what apply will have to do elsewhere.
         wanted[_scope(OWN_SCHEMA)] = (*_ROWS, *_SCHEMA, *_PROGRAMS)
@@ -117,6 +120,15 @@ def check_grants(
                 "replication stops here when somebody creates a function, procedure or event at another site, or a "
                 "view that calls one",
                 (f"GRANT {', '.join(missing)} ON {scope} TO {account}",),
+            )
+        if not _covered(_DAM, scope, held):
+            yield Finding(
+                "grants",
+                Severity.WARNING,
+                f"{account} lacks {_DAM} on {scope}",
+                "transactions of the application that lock the gap between two rows, one after the other, keep a row "
+                "out that apply has to insert there",
+                (f"GRANT {_DAM} ON {scope} TO {account}",),
             )
     if missing := [one for one in definer_privileges(mariadb, version) if not _covered(one, "*.*", held)]:
         yield Finding(

@@ -12,14 +12,17 @@ says nothing by itself, and no timeout may end it. A second connection asks the 
   same is done; capture finds out by ``ServerWatch.server``.
 - the session waits for a row: the status says whose. Where the application keeps it for longer than `yield_after`
   seconds, the connections that hold it are ended (KILL), which rolls them back.
+- the session waits for a place between rows, whose locks do not queue: a dam is made before the table (`table_dam`).
 
 Asked of the server's own tables: PROCESS to see who holds a lock (MySQL: `performance_schema`, too), CONNECTION_ADMIN
-(MariaDB: CONNECTION ADMIN) to end others. Without them nothing is ended, and the status says why.
+(MariaDB: CONNECTION ADMIN) to end others. Without them nothing is ended, and the status says why. LOCK TABLES: for the
+dam.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +36,7 @@ from pymysql.connections import Connection
 from mysqlraft.mysql import opening
 from mysqlraft.mysql.connection import Connect, Session
 from mysqlraft.replication.apply_session import FENCE
+from mysqlraft.replication.table_dam import TableDam
 
 log = logging.getLogger(__name__)
 
@@ -51,21 +55,38 @@ _NO_SUCH_THREAD, _NOT_OWNER = 1094, 1095
 _QUIET = "Sleep"
 
 _HOLDERS_MYSQL = """
-SELECT DISTINCT b.trx_mysql_thread_id, TIMESTAMPDIFF(SECOND, b.trx_started, NOW())
+SELECT DISTINCT b.trx_mysql_thread_id, TIMESTAMPDIFF(SECOND, b.trx_started, NOW()), 1
 FROM information_schema.innodb_trx r
 JOIN performance_schema.data_lock_waits w ON w.requesting_engine_transaction_id = r.trx_id
 JOIN performance_schema.data_locks l ON l.engine_lock_id = w.blocking_engine_lock_id AND l.lock_status = 'GRANTED'
 JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_engine_transaction_id
 WHERE r.trx_mysql_thread_id = {}"""
 _HOLDERS_MARIADB = """
-SELECT DISTINCT b.trx_mysql_thread_id, TIMESTAMPDIFF(SECOND, b.trx_started, NOW())
+SELECT DISTINCT b.trx_mysql_thread_id, TIMESTAMPDIFF(SECOND, b.trx_started, NOW()) AS seconds, b.trx_id <> 0 AS certain
 FROM information_schema.innodb_trx r
 JOIN information_schema.innodb_lock_waits w ON w.requesting_trx_id = r.trx_id
 JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_trx_id
 WHERE r.trx_mysql_thread_id = {}
-AND (b.trx_requested_lock_id IS NULL OR b.trx_requested_lock_id <> w.blocking_lock_id)"""
-"""Who holds what the session waits for: (thread, seconds since its transaction began). Those that wait in front of it
-in the queue are not meant: they hold nothing of it yet."""
+AND (b.trx_requested_lock_id IS NULL OR b.trx_requested_lock_id <> w.blocking_lock_id)
+AND (b.trx_id <> 0 OR b.trx_rows_locked > 0)
+ORDER BY certain DESC, seconds DESC"""
+"""Who holds what the session waits for: (thread, seconds since its transaction began, whether that is certain). Those
+that wait in front of it in the queue are not meant: they hold nothing of it yet. MariaDB calls all transactions 0 that
+have written nothing and locked rows for reading at most: there it may be any of those that have locked rows. The oldest
+comes first."""
+
+_GAP_MYSQL = """
+SELECT CONCAT('`', REPLACE(l.object_schema, '`', '``'), '`.`', REPLACE(l.object_name, '`', '``'), '`')
+FROM information_schema.innodb_trx r
+JOIN performance_schema.data_locks l ON l.engine_lock_id = r.trx_requested_lock_id
+WHERE r.trx_mysql_thread_id = {} AND l.lock_mode LIKE '%INSERT_INTENTION%'"""
+_GAP_MARIADB = """
+SELECT l.lock_table FROM information_schema.innodb_trx r
+JOIN information_schema.innodb_locks l ON l.lock_id = r.trx_requested_lock_id
+WHERE r.trx_mysql_thread_id = {} AND l.lock_mode LIKE '%GAP%'"""
+"""The table in which the session waits for a place between rows. It takes no other locks on gaps."""
+_TABLE = re.compile(r"(?:`(?:[^`]|``)*`\.)`(?:[^`]|``)*`")
+"""Its name, without what says which partition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +97,7 @@ class Holder:
     account: str
     seconds: int
     statement: str
+    certain: bool
 
     def __str__(self) -> str:
         who = f"connection {self.thread} ({self.account})" if self.thread else "a prepared XA transaction"
@@ -113,6 +135,10 @@ class ServerWatch:
         self._failing_since: float | None = None
         self._idle: Session | None = None
         self._told = ""
+        self._dam: TableDam | None = None
+        self._dam_for = 0
+        self._no_dam_before = 0.0
+        self._succeeded = 0
 
     @property
     def silent(self) -> float:
@@ -133,6 +159,7 @@ class ServerWatch:
     def succeeded(self) -> None:
         """What apply had to do is done. From the thread of apply."""
         self._failing_since = self._waits_since = None
+        self._succeeded += 1
 
     def start(self) -> None:
         self._answered = time.monotonic()
@@ -144,8 +171,9 @@ class ServerWatch:
         self._stop.set()
 
     def _run(self) -> None:
-        while not self._stop.wait(INSIST_SECONDS if self._insists else ASK_SECONDS):
+        while not self._stop.wait(INSIST_SECONDS if self._insists or self._dam is not None else ASK_SECONDS):
             try:
+                self._look_at_dam()
                 self._look()
                 self._answered = time.monotonic()
             except (pymysql.err.MySQLError, OSError) as error:
@@ -157,6 +185,9 @@ class ServerWatch:
             except Exception:  # the watch only reports: its own fault must end neither apply nor capture
                 log.exception("the server cannot be watched")
                 self._disconnect()
+        if self._dam is not None:
+            with suppress(pymysql.err.MySQLError, OSError):
+                self._dam.end(self._query)
         self._disconnect()
 
     @property
@@ -187,13 +218,38 @@ class ServerWatch:
                 session.abort()
             return
         self._waits_since = since
+        if waited >= TELL_AFTER and self._dam is None and time.monotonic() >= self._no_dam_before:
+            self._look_for_gap(session)
         holders = self._holders(session)
         self.waits_for = str(holders[0]) if holders and waited >= TELL_AFTER else ""
         if self._yield_after is None or not holders:
             return
         if (waited >= self._yield_after or self._insists) and session.waiting_since == since:
             for holder in holders:
-                self._end(holder)
+                if self._end(holder) and not holder.certain:
+                    break  # perhaps it was this one
+
+    def _look_for_gap(self, session: Session) -> None:
+        """Makes a dam if the session waits for a place between rows."""
+        done = self._succeeded
+        for (name,) in self._seen((_GAP_MARIADB if self._mariadb else _GAP_MYSQL).format(session.id)):
+            if table := _TABLE.match(str(name)):
+                self._dam_for = done
+                self._dam = TableDam(self._connect, table[0], lambda: self._succeeded == done)
+
+    def _look_at_dam(self) -> None:
+        """Takes the dam away once apply has done what it waited with."""
+        dam = self._dam
+        if dam is None:
+            return
+        if not dam.stands:
+            self._dam = None
+            if self._succeeded == self._dam_for:
+                # The account may not make one, or somebody waits behind it who holds what apply needs.
+                self._no_dam_before = time.monotonic() + TELL_AFTER
+                self._tell(f"the application's locks on a gap keep a row of apply's out: {dam.problem}")
+        elif self._succeeded != self._dam_for:
+            dam.end(self._query)
 
     def _is_dead(self, session: Session) -> bool:
         """Whether the server will never answer what the session waits for."""
@@ -211,41 +267,47 @@ class ServerWatch:
         """Whether the session is one of the server that is asked."""
         return bool(self._query(f"SELECT IS_USED_LOCK({FENCE})")[0][0] == session.id)
 
-    def _holders(self, session: Session) -> list[Holder]:
+    def _seen(self, query: str) -> Sequence[Sequence[Any]]:
+        """What the server tells of locks; nothing if it may not."""
         try:
-            rows = self._query((_HOLDERS_MARIADB if self._mariadb else _HOLDERS_MYSQL).format(session.id))
+            return self._query(query)
         except pymysql.err.MySQLError as error:
             if error.args[0] not in _DENIED:
                 raise
             self._tell(f"whom apply waits for is not to be seen: {error.args[1]}")
             return []
+
+    def _holders(self, session: Session) -> list[Holder]:
+        rows = self._seen((_HOLDERS_MARIADB if self._mariadb else _HOLDERS_MYSQL).format(session.id))
         found = []
-        for thread, seconds in rows:
+        for thread, seconds, certain in rows:
             if not thread:
-                found.append(Holder(0, "", int(seconds), ""))
+                found.append(Holder(0, "", int(seconds), "", True))
                 continue
             known = self._query(f"SELECT user, host, info FROM information_schema.processlist WHERE id = {int(thread)}")
             user, host, info = known[0] if known else ("?", "?", None)
             if user != "system user":
-                found.append(Holder(int(thread), f"{user}@{host}", int(seconds), str(info or "")[:200]))
+                found.append(Holder(int(thread), f"{user}@{host}", int(seconds), str(info or "")[:200], bool(certain)))
         return found
 
-    def _end(self, holder: Holder) -> None:
+    def _end(self, holder: Holder) -> bool:
+        """Ends the connection; whether it could."""
         if not holder.thread:
             self._tell("a prepared XA transaction keeps a row from apply: XA RECOVER lists it")
-            return
+            return False
         try:
             self._query(f"KILL CONNECTION {holder.thread}")
         except pymysql.err.MySQLError as error:
             if error.args[0] == _NO_SUCH_THREAD:
-                return
+                return False
             if error.args[0] not in (*_DENIED, _NOT_OWNER):
                 raise
             self.waits_for = f"{holder}, which this account may not end: {error.args[1]}"
             self._tell(f"who keeps a row from apply cannot be ended: {error.args[1]}")
-            return
+            return False
         self.yielded += 1
         log.warning("apply waited for a row of %s: ended statement=%r", holder, holder.statement)
+        return True
 
     def _query(self, statement: str) -> Sequence[Sequence[Any]]:
         if self._connection is None:

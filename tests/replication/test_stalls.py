@@ -19,7 +19,7 @@ import pytest
 
 from mysqlraft.binlog.dump import DumpConnection
 from mysqlraft.mysql import opening
-from mysqlraft.replication import apply_session
+from mysqlraft.replication import apply_session, server_watch
 from mysqlraft.replication.apply import ApplyState
 from mysqlraft.replication.apply_session import open_session
 from mysqlraft.replication.batch_writer import WEIGHT_AFTER
@@ -225,6 +225,57 @@ def test_the_application_yields(watched: list[Server]) -> None:
             with pytest.raises(pymysql.err.MySQLError):
                 run(holder.cursor(), "SELECT 1")
             bystander.commit()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
+def test_only_who_may_hold_the_row_is_ended(watched: list[Server]) -> None:
+    """MariaDB has one number for all transactions that only read."""
+    with cluster(watched, yield_after=2.5) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old'), (2, 2, 'old')")
+        settle(sites)
+        with (
+            closing(two.server.connect(autocommit=False)) as holder,
+            closing(two.server.connect(autocommit=False)) as reader,
+            closing(two.server.connect(autocommit=False)) as bystander,
+        ):
+            run(holder.cursor(), "SELECT * FROM s.t WHERE id = 1 LOCK IN SHARE MODE")
+            time.sleep(1.1)  # the server counts seconds
+            run(reader.cursor(), "SELECT * FROM s.t")
+            run(bystander.cursor(), "SELECT * FROM s.t WHERE id = 2 LOCK IN SHARE MODE")
+            one.execute("UPDATE s.t SET v = 'new' WHERE id = 1")
+            wait_for(lambda: two.execute("SELECT v FROM s.t WHERE id = 1") == [("new",)], 30, two)
+            assert two.applier.watch.yielded == 1
+            assert run(reader.cursor(), "SELECT v FROM s.t WHERE id = 1") == [("old",)]
+            run(bystander.cursor(), "SELECT 1")
+
+
+def test_a_gap_that_is_never_free(watched: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks on it do not queue: sessions hold it by turns, each for a moment, and are not ended for that."""
+    monkeypatch.setattr(server_watch, "LOOK_AFTER", 0.5)
+    monkeypatch.setattr(server_watch, "TELL_AFTER", 1)
+    with cluster(watched, "CREATE TABLE s.t (id INT PRIMARY KEY, k INT, KEY (k))") as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1), (2, 1000)")
+        settle(sites)
+        held: list[int] = []
+
+        def hold(stop: threading.Event, number: int) -> None:
+            with closing(two.server.connect(autocommit=False)) as client, client.cursor() as cursor:
+                while not stop.is_set():
+                    run(cursor, "SELECT * FROM s.t WHERE k BETWEEN 400 AND 600 LOCK IN SHARE MODE")
+                    held.append(number)
+                    stop.wait(0.2 + 0.03 * number)
+                    client.rollback()
+
+        with sessions(hold, 8):
+            wait_for(lambda: len(held) >= 16, 30, held)
+            one.execute("INSERT INTO s.t VALUES (3, 500)")
+            wait_for(lambda: two.execute("SELECT k FROM s.t WHERE id = 3") == [(500,)], 20, two)
+            many = len(held)
+            wait_for(lambda: len(held) >= many + 16, 30, held)  # nothing keeps them any more
+        assert two.applier.watch.yielded == 0
         settle(sites)
         same_everywhere(sites, "s.t")
 
