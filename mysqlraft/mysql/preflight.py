@@ -172,6 +172,13 @@ class _Server:
             ("read_only", "OFF", Severity.ERROR, "the site's server is written to, by applications and by the daemon"),
             ("super_read_only", "OFF", Severity.ERROR, "the daemon writes what other sites committed"),
             (
+                # MySQL's is a matter of its own replication.
+                "slave_exec_mode" if self.mariadb else "",
+                "STRICT",
+                Severity.ERROR,
+                "a row that is there already, or missing, has to be noticed where another site's rows are written",
+            ),
+            (
                 "slave_run_triggers_for_rbr",
                 "NO",
                 Severity.ERROR,

@@ -43,6 +43,8 @@ _RETRYABLE = frozenset(
         2013,  # the look ahead's connection, which is none of the session's own
     )
 )
+REPLAY_QUERY = "SELECT @@global.slave_exec_mode, @@global.slave_run_triggers_for_rbr"
+"""MariaDB's settings that rows are replayed under; no session has its own. MySQL's sessions do."""
 _DENIED = frozenset((1044, 1045, 1142, 1143, 1227))
 _NOT_OF_ROWS = _DENIED | frozenset((1153, 1197, 1534, 1598, 1730, 1782))
 """Privileges, packet and cache sizes, binlog failures: no other lane would fare better."""
@@ -77,6 +79,20 @@ def own_schema_gone(error: StatementError) -> bool:
 def row_error(error: StatementError) -> bool:
     """Whether it is about rows that are in the table already, or missing from it."""
     return not retryable(error) and error.code not in _NOT_OF_ROWS
+
+
+def replays_otherwise(exec_mode: str, triggers: str) -> str:
+    """Why rows may not be replayed under these settings of a MariaDB server; "" if they may."""
+    if exec_mode != "STRICT":
+        return (
+            f"slave_exec_mode is {exec_mode}: rows would be written over others. SET GLOBAL slave_exec_mode = 'STRICT'"
+        )
+    if triggers != "NO":
+        return (
+            f"slave_run_triggers_for_rbr is {triggers}: triggers would run again here. "
+            "SET GLOBAL slave_run_triggers_for_rbr = 'NO'"
+        )
+    return ""
 
 
 def setup(session: Session) -> None:
@@ -134,12 +150,14 @@ def open_session(connect: Connect) -> Session:
     holds to its end: who has it reads the progress row as it will stay.
 
     Raises:
-        SessionLost, StatementError: the server cannot be reached, or refuses.
+        SessionLost, StatementError: the server cannot be reached, or refuses, or would replay rows otherwise.
     """
     session = Session(connect)
     try:
         _fence(session)
         setup(session)
+        if session.mariadb and (why := replays_otherwise(*session.query(REPLAY_QUERY)[0])):
+            raise SessionLost(why)
         session.wait_patiently()
     except BaseException:
         session.close()

@@ -12,6 +12,7 @@ says nothing by itself, and no timeout may end it. A second connection asks the 
   same is done; capture finds out by ``ServerWatch.server``.
 - the session waits for a row: the status says whose. Where the application keeps it for longer than `yield_after`
   seconds, the connections that hold it are ended (KILL), which rolls them back.
+- rows would be replayed otherwise than they have to be (MariaDB): the session is ended, and no other one opened.
 - the session waits for a place between rows, whose locks do not queue: a dam is made before the table (`table_dam`).
 
 Asked of the server's own tables: PROCESS to see who holds a lock (MySQL: `performance_schema`, too), CONNECTION_ADMIN
@@ -35,7 +36,7 @@ from pymysql.connections import Connection
 
 from mysqlraft.mysql import opening
 from mysqlraft.mysql.connection import Connect, Session
-from mysqlraft.replication.apply_session import FENCE
+from mysqlraft.replication.apply_session import FENCE, REPLAY_QUERY, replays_otherwise
 from mysqlraft.replication.table_dam import TableDam
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,10 @@ class ServerWatch:
         waited = 0.0 if since is None else time.monotonic() - since
         if session is None or not (waited >= LOOK_AFTER or (since is not None and self._insists)):
             self.waits_for, self._idle = "", None
-            self._query("SELECT 1")
+            settings = self._query(REPLAY_QUERY if self._mariadb else "SELECT 1")[0]
+            if self._mariadb and session is not None and (why := replays_otherwise(*settings)):
+                log.warning("apply's connection was ended: %s", why)
+                session.abort()
             if session is not None and session is not self._looked_for:
                 self._looked_for = session
                 if not self._is_here(session) and session is self.session:

@@ -91,6 +91,7 @@ BOTH = ("mysql", "mariadb")
         (("mariadb",), "binlog_alter_two_phase", "ON", Severity.ERROR),
         (BOTH, "read_only", "ON", Severity.ERROR),
         (("mysql",), "super_read_only", "ON", Severity.ERROR),
+        (("mariadb",), "slave_exec_mode", "IDEMPOTENT", Severity.ERROR),
         (("mariadb",), "slave_run_triggers_for_rbr", "YES", Severity.ERROR),
         (BOTH, "log_bin_trust_function_creators", "OFF", Severity.WARNING),
         (BOTH, "sync_binlog", "0", Severity.WARNING),

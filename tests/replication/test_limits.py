@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mysqlraft.mysql import opening
+from mysqlraft.replication.apply import ApplyState
 from mysqlraft.replication.apply_session import open_session
 from mysqlraft.sandbox.servers import Engine, Server
 from tests.harness.pool import LendServers
@@ -85,3 +86,20 @@ def test_a_server_that_ends_idle_transactions(server: Server, kind: str) -> None
         session.run([b"INSERT INTO s.t (v) VALUES (2)", b"COMMIT"])
         session.close()
         assert (2,) in run(cursor, "SELECT v FROM s.t")
+
+
+@pytest.mark.parametrize("setting", ["slave_exec_mode = 'IDEMPOTENT'", "slave_run_triggers_for_rbr = 'YES'"])
+def test_a_server_that_would_replay_rows_otherwise(servers: LendServers, engine: Engine, setting: str) -> None:
+    """MariaDB's sessions cannot choose: apply waits for the server to be set right."""
+    if engine == "mysql":
+        return  # There it is a matter of the session, or there is no such thing.
+    with cluster(servers(2), TABLE) as sites:
+        one, two = sites
+        two.execute(f"SET GLOBAL {setting}")
+        wait_for(lambda: "SET GLOBAL slave_" in two.applier.status.reason, 30, two)
+        assert two.applier.status.state is ApplyState.RETRYING
+        one.execute("INSERT INTO s.t VALUES (1, 1, 1, 'one')")
+        name = setting.partition(" ")[0]
+        two.execute(f"SET GLOBAL {name} = '{'STRICT' if name == 'slave_exec_mode' else 'NO'}'")
+        settle(sites)
+        same_everywhere(sites, "s.t")
