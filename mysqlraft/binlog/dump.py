@@ -105,8 +105,11 @@ class LargeEvent:
 class DumpConnection:
     """One dump connection, from login to its end. Not for use by several threads, except `abort`."""
 
-    def __init__(self, connect: Mapping[str, Any], server_id: int, *, heartbeat: float = HEARTBEAT) -> None:
-        """Logs in. ``connect``: keyword arguments of `opening.connect`.
+    def __init__(
+        self, connect: Mapping[str, Any], server_id: int, *, heartbeat: float = HEARTBEAT, server: str = ""
+    ) -> None:
+        """Logs in. ``connect``: keyword arguments of `opening.connect`. ``server``: which one it has to be, as
+        `opening.WHICH_SERVER` has it: if it is another one, asking for a place is answered by ConnectionLost.
 
         Raises:
             pymysql.err.MySQLError, OSError: as PyMySQL does.
@@ -115,8 +118,7 @@ class DumpConnection:
         self._connect = {**connect, "autocommit": True}
         self._heartbeat = heartbeat
         self._aborted = False
-        self.server = ""
-        """Which server it is, as `opening.WHICH_SERVER` has it; known once the dump has been asked for."""
+        self._server = server
         self._torn: TornFile | None = None
         """The error that this dump has ended with, once what came before it has been given out."""
         self._open()
@@ -183,8 +185,10 @@ class DumpConnection:
                 "replica_uuid": identity,
             }
         with self._login.cursor() as cursor:
-            cursor.execute(opening.WHICH_SERVER)
-            self.server = str((cursor.fetchone() or ("",))[0])
+            if self._server:
+                cursor.execute(opening.WHICH_SERVER)
+                if cursor.fetchone() != (self._server,):
+                    raise ConnectionLost(opening.ANOTHER_SERVER)
             for name, value in (variables | extra).items():
                 cursor.execute(f"SET @{name} = %s", (value,))
             for name in ("master_binlog_checksum", "source_binlog_checksum"):

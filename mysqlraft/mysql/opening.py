@@ -29,6 +29,7 @@ RENEW_SECONDS = 5.0
 """How long a connection that only asks is used: the address may lead to another server, while the old one lives."""
 WHICH_SERVER = "SELECT CONCAT_WS(' ', @@global.server_id, @@global.hostname, @@global.port, @@global.datadir)"
 """What tells the servers apart that an address may lead to."""
+ANOTHER_SERVER = "the server's address leads to another server now"
 
 _PROBES = 3
 _SESSION = (

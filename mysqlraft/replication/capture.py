@@ -25,6 +25,7 @@ from typing import Any, Protocol, cast
 
 import pymysql
 from pymysql.connections import Connection
+from pymysql.constants import CR
 
 from mysqlraft.binlog.added_columns import gives_each_row_its_own
 from mysqlraft.binlog.changes import Rows, SchemaChange
@@ -144,6 +145,8 @@ class Capture:
         self._size = 0
         self._held_transactions = self._held_rows = 0
         self._source: ServerKeySource | None = None
+        self._server = ""
+        """The one that is read, as `opening.WHICH_SERVER` has it."""
         self._forgotten: tuple[list[tuple[Xid, Prepared]], tuple[str, int]] | None = None
         """XA transactions that the server does not have, and the end of the binlog after it was asked: up to there they
         may be finished."""
@@ -169,7 +172,7 @@ class Capture:
             PositionLost: the server no longer has the binlog to go on with; the text says what to do.
             BinlogError: the binlog holds what cannot be replicated.
         """
-        source = self._source = ServerKeySource(lambda: opening.connect(**self._connect))
+        source = self._source = ServerKeySource(self._asking)
         wait, longest = _BACK_OFF
         try:
             while not self._stopping.is_set():
@@ -191,7 +194,8 @@ class Capture:
                     raise PositionLost(self._explain(error)) from None
                 finally:
                     self._reading = False
-                    source.close()  # another server may answer next
+                    self._server = ""  # another one may answer next
+                    source.close()
                     self._forget_batch()
                     self._held_transactions = self._held_rows = 0
                     if self._dump is not None:
@@ -240,22 +244,37 @@ class Capture:
 
     # Reading
 
+    def _asking(self, **options: Any) -> Connection[Any]:
+        """A connection to the server that is read: the places and the definitions of another one mean nothing."""
+        connection = opening.connect(**{**self._connect, **options})
+        if self._server:
+            with connection.cursor() as cursor:
+                cursor.execute(opening.WHICH_SERVER)
+                if cursor.fetchone() != (self._server,):
+                    connection.close()
+                    raise pymysql.err.OperationalError(CR.CR_SERVER_LOST, opening.ANOTHER_SERVER)
+        return connection
+
+    def _open_dump(self, server_id: int, **options: float) -> DumpConnection:
+        return DumpConnection(self._connect, server_id, server=self._server, **options)
+
     def _read(self, source: ServerKeySource) -> None:
         """One dump connection, from login until it ends."""
+        self._server = str(source.query(opening.WHICH_SERVER)[0][0])
         if self._left_out is not None:
             self._left_out.load(source.query)
         server = f"{source.query('SELECT @@global.server_id')[0][0]}-"
         for place, path in self._skip.items():
             if place.identity.startswith(server):
                 self._keep(place, path, source)
-        dump = self._dump = DumpConnection(self._connect, self._server_id)
+        dump = self._dump = self._open_dump(self._server_id)
         if self._stopping.is_set():
             return
         self._flavour = Flavour.MARIADB if dump.mariadb else Flavour.MYSQL
         state = self._state
         if self._stream is not None:
             self._stream.close()
-        open_scan = partial(DumpConnection, self._connect, self._scan_server_id, heartbeat=1.0)
+        open_scan = partial(self._open_dump, self._scan_server_id, heartbeat=1.0)
         scan = self._scan = StatementScan(open_scan, source, self._stopping.is_set)
         self._forgotten = None
         self._row_bytes = largest_row(int(source.query("SELECT @@global.max_allowed_packet")[0][0]))
@@ -263,7 +282,7 @@ class Capture:
             state.resume.read_to(state.done),
             source.query,
             source.binlog_end,
-            partial(DumpConnection, self._connect, self._scan_server_id),
+            partial(self._open_dump, self._scan_server_id),
             mariadb=dump.mariadb,
             by=self._by,
         )
@@ -286,8 +305,8 @@ class Capture:
         self._skips_marked = 0
         start.start(dump)
         while True:
-            if self._server_now() not in ("", dump.server):
-                raise ConnectionLost("the server's address leads to another server now")
+            if self._server_now() not in ("", self._server):
+                raise ConnectionLost(opening.ANOTHER_SERVER)
             if not dump.ready() and not self._idle(dump, stream):
                 continue
             self._take(stream, dump.batch())
@@ -312,7 +331,7 @@ class Capture:
     def _keep(self, place: Place, path: Path, source: ServerKeySource) -> None:
         """Puts a transaction that is left out into its file, if it is not there yet."""
         if not path.exists() and not self._stopping.is_set():
-            dump = self._dump = DumpConnection(self._connect, self._server_id)
+            dump = self._dump = self._open_dump(self._server_id)
             write_transaction(dump, place, path, source)
             dump.close()
         if str(path) not in self._kept:
@@ -477,8 +496,8 @@ class Capture:
         if len(change.tables) != 1 or table is None:
             raise TransactionStops(f"{where}, and of which table cannot be told for sure", change.place)
         reader = RowsOfTable(
-            lambda: opening.connect(**{**self._connect, "charset": "utf8mb4", "read_timeout": opening.SURVEY_SECONDS}),
-            partial(DumpConnection, self._connect, self._scan_server_id),
+            lambda: self._asking(charset="utf8mb4", read_timeout=opening.SURVEY_SECONDS),
+            partial(self._open_dump, self._scan_server_id),
             self._source,
             self._part_bytes,
             self._row_bytes,

@@ -197,6 +197,33 @@ def test_nothing_is_read_twice_after_it(server: Server, other: Server, monkeypat
         assert rig.log() == [[("d.t", "WRITE", None, 2)]]
 
 
+@pytest.mark.parametrize("later_files", [True, False], ids=["from later files", "to later files"])
+def test_the_address_moves_while_the_old_server_is_read(
+    server: Server, other: Server, later_files: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Capture asks no other server than the one that it reads."""
+    monkeypatch.setattr(opening, "RENEW_SECONDS", 0.0)
+    run(server, *_TABLE)
+    _files(server if later_files else other, 5)
+    go_on = threading.Event()
+    with capturing(server) as rig:
+        rig.gate = lambda payload: setattr(rig, "passed", go_on.wait(TIMEOUT))
+        run(server, "INSERT INTO d.t VALUES (1, 'a')", "ALTER TABLE d.t ADD COLUMN w INT")
+        run(server, "INSERT INTO d.t VALUES (2, 'b', 5)", "ALTER TABLE d.t DROP COLUMN w")
+        follow(server, other)
+        rig.capture._connect["unix_socket"] = str(other.socket)
+        go_on.set()
+        rig.wait(lambda: rig.log() and str(rig.log()[-1]).endswith("DROP COLUMN w"))
+        assert [each for each in rig.log() if each != "MARK"] == [
+            [("d.t", "WRITE", None, 1)],
+            "ALTER TABLE d.t ADD COLUMN w INT",
+            [("d.t", "WRITE", None, 2)],
+            "ALTER TABLE d.t DROP COLUMN w",
+        ]
+        # The first one's table is not to be seen any more, as it was.
+        assert [each.ddl.made is None for each in rig.payloads if each.ddl is not None] == [True, False]
+
+
 def test_what_an_older_log_does_not_say(server: Server, other: Server) -> None:
     """A place between which and its end transactions were read, by no GTIDs that are known: a reason, and no guess."""
     run(server, *_TABLE)
