@@ -5,6 +5,8 @@
 - Logging in waits for each answer as long as for the connection itself.
 - The limits that a server may set for every session (rows in an answer, rows looked at, time) are lifted: otherwise
   tables, columns and collations could be missing from the answers, and a transaction could end between two statements.
+- Each statement commits by itself unless the caller wants otherwise, also where the server's default is another one:
+  MySQL does not say so while it logs in, and PyMySQL believes it.
 - Afterwards each answer has to come within `ANSWER_SECONDS`. A table that somebody changes is waited for by the server,
   which gives up before that. The session that apply writes through waits as long as the server works:
   `mysqlraft.replication.server_watch` asks.
@@ -33,7 +35,7 @@ ANOTHER_SERVER = "the server's address leads to another server now"
 
 _PROBES = 3
 _SESSION = (
-    f"SET SESSION lock_wait_timeout = {TABLE_LOCK_SECONDS}, sql_select_limit = 18446744073709551615,"
+    f"SET SESSION autocommit = 1, lock_wait_timeout = {TABLE_LOCK_SECONDS}, sql_select_limit = 18446744073709551615,"
     " sql_big_selects = 1 /*!80000 , max_execution_time = 0 */ /*M!100600 , max_statement_time = 0,"
     " idle_transaction_timeout = 0, idle_write_transaction_timeout = 0, idle_readonly_transaction_timeout = 0 */"
 )

@@ -68,6 +68,13 @@ def test_a_server_that_limits_the_time_of_a_query(server: Server) -> None:
         assert run(daemon.cursor(), "SELECT SLEEP(0.5)") == [(0,)]  # 1: it was interrupted
 
 
+def test_a_server_whose_sessions_do_not_commit_by_themselves(server: Server) -> None:
+    with closing(server.connect()) as root:
+        run(root.cursor(), "SET GLOBAL autocommit = 0")
+    with closing(opening.connect(**_account(server), autocommit=True)) as daemon:
+        assert run(daemon.cursor(), "SELECT @@autocommit") == [(1,)]
+
+
 @pytest.mark.parametrize("kind", ["", "write_", "readonly_"])
 def test_a_server_that_ends_idle_transactions(server: Server, kind: str) -> None:
     """Between two statements of a unit apply may take its time."""
