@@ -341,12 +341,13 @@ def test_a_server_that_takes_no_connection(servers: LendServers) -> None:
             assert session is not None
             wait_for(lambda: session.waiting_since is not None, 30, two)
             limit = "ALTER USER m@localhost WITH MAX_USER_CONNECTIONS"
-            run(root.cursor(), f"{limit} 1")
-            threads = "SELECT id FROM information_schema.processlist WHERE user = 'm'"
-            for (thread,) in run(root.cursor(), threads):
-                run(root.cursor(), f"KILL {thread}")
-            wait_for(lambda: not run(root.cursor(), threads), 30, two)
-            with closing(_connected(two.server, "m", "secret")):
+            with closing(two.server.connect(user="m", password="secret")) as only:
+                run(root.cursor(), f"{limit} 1")
+                ((mine,),) = run(only.cursor(), "SELECT CONNECTION_ID()")
+                others = f"SELECT id FROM information_schema.processlist WHERE user = 'm' AND id <> {mine}"
+                for (thread,) in run(root.cursor(), others):
+                    with suppress(pymysql.err.OperationalError):  # one that has ended with another one
+                        run(root.cursor(), f"KILL {thread}")
                 wait_for(lambda: "max_user_connections" in two.applier.status.reason, 30, two)
                 reader.rollback()
                 wait_for(lambda: two.applier.status.retries >= 5, 30, two)
@@ -354,19 +355,6 @@ def test_a_server_that_takes_no_connection(servers: LendServers) -> None:
             run(root.cursor(), f"{limit} 0")
         settle(sites)
         same_everywhere(sites, "s.t")
-
-
-def _connected(server: Server, user: str, password: str) -> pymysql.Connection[pymysql.cursors.Cursor]:
-    """A connection, once nobody else has the only one that the account may have."""
-    found: list[pymysql.Connection[pymysql.cursors.Cursor]] = []
-
-    def connect() -> bool:
-        with suppress(pymysql.err.OperationalError):
-            found.append(server.connect(user=user, password=password))
-        return bool(found)
-
-    wait_for(connect, 30, server)
-    return found[0]
 
 
 class Way:
