@@ -206,8 +206,9 @@ class ServerWatch:
         waited = 0.0 if since is None else time.monotonic() - since
         if session is None or not (waited >= LOOK_AFTER or (since is not None and self._insists)):
             self.waits_for, self._idle = "", None
-            settings = self._query(REPLAY_QUERY if self._mariadb else "SELECT 1")[0]
-            if self._mariadb and session is not None and (why := replays_otherwise(*settings)):
+            self._query("SELECT 1")  # now it is known which kind of server it is
+            settings = self._query(REPLAY_QUERY)[0] if self._mariadb else None
+            if settings is not None and session is not None and (why := replays_otherwise(*settings)):
                 log.warning("apply's connection was ended: %s", why)
                 session.abort()
             if session is not None and session is not self._looked_for:
