@@ -122,8 +122,8 @@ def test_what_older_and_newer_mariadbs_may_be_told() -> None:
         prepare(session, "", {"explicit_defaults_for_timestamp": 0, "character_set_client": 45})  # type: ignore[arg-type]
         (statement,) = session.statements
         settings[version] = statement.decode()
-        assert "default_storage_engine = CONVERT(" in settings[version]
-        assert "character_set_client = CONVERT(" in settings[version]
+        assert "default_storage_engine = _utf8mb4 0x" in settings[version]
+        assert "character_set_client = _utf8mb4 0x" in settings[version]
     assert ["explicit_defaults" in each for each in settings.values()] == [False, True, True]
     assert ["character_set_collations = ''" in each for each in settings.values()] == [False, False, True]
     session = _Session("11.4.3-MariaDB")
