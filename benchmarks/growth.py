@@ -6,7 +6,7 @@ second, processor time, memory, and how long a start takes with the log of then.
 beginning.
 
 ``--away``: what a member that is silent costs its peers. One site's replicated state follows a log in which two others
-write so many row keys, 100 a unit, to 5,000 tables; then the one that was away brings 100 units from before it left.
+write so many row keys, 100 a unit, to 5,000 tables; then the member that was away sends 100 older units.
 Compared are the end and the first tenth again: keys judged in a second, memory, files, the bytes that every applied
 transaction writes, keys of the backlog judged in a second, and a start; seconds of processor time.
 """

@@ -22,7 +22,7 @@ CLOCK = frozenset(("CURRENT_TIMESTAMP", "NOW", "LOCALTIME", "LOCALTIMESTAMP"))
 """The statement's own time, which the other sites set before they run it."""
 _OF_EACH_ROW = frozenset(("AUTO_INCREMENT", "AS", "GENERATED", "SERIAL"))
 _BY_SETTINGS = "TIMESTAMP"
-"""What such a column without NULL and DEFAULT is depends on explicit_defaults_for_timestamp."""
+"""The type of columns whose implicit NULL and DEFAULT depend on explicit_defaults_for_timestamp."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class AddedColumn:
 
 @dataclass(frozen=True, slots=True)
 class ColumnChange:
-    """What a statement does to the columns of its tables. ``whole``: it does no more than add ``added``."""
+    """The columns that a statement adds to its tables. ``whole``: it does nothing else."""
 
     added: tuple[AddedColumn, ...]
     whole: bool

@@ -59,7 +59,7 @@ class Fold:
         ignored: bytes = b"",
         pad: bytes = b" ",
     ) -> None:
-        """``beginning``: of a string, what holds its first so many characters."""
+        """``beginning``: gives of a string the part that holds so many characters, counted from its start."""
         self._whole = whole
         self._beginning = beginning
         self._prefixed: dict[int, Callable[[bytes], bytes]] = {}
@@ -107,8 +107,8 @@ class Collations:
         return self._find(collation)[0]
 
     def text(self, value: bytes, charset: str) -> str | None:
-        """What the bytes say in a character set; None if MySQL finds that they are no text of it, or stops before the
-        end."""
+        """The text that the bytes are in a character set; None if MySQL finds that they are no text of it, or stops
+        before the end."""
         given = f"CONVERT(0x{value.hex()} USING {charset})"
         found, length = self._query(f"SELECT CONVERT({given} USING utf8mb4), LENGTH({given})")[0]
         return None if found is None or int(length) != len(value) else str(found)

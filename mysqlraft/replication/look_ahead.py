@@ -163,8 +163,10 @@ class LookAhead:
 
     def rest(self) -> None:
         """Nothing is to be written again now: gives the connection back if that has been so for a while."""
-        if self._begun is not None and time.monotonic() - self._used > IDLE:
-            self.close()
+        if time.monotonic() - self._used > IDLE:
+            self._unreachable_since = None  # a later outage has its own patience
+            if self._begun is not None:
+                self.close()
 
     def disconnect(self) -> None:
         """Ends the connection: another server may have taken the place of the one that was read."""
