@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mysqlraft.sandbox.cluster import ClusterSite
-from tests.daemon.test_daemon import has_table, log, make, pair, row, site, sql, state, until
+from tests.daemon.test_daemon import came_back, has_table, log, make, pair, row, site, sql, state, until
 
 __all__ = ["make", "pair", "site"]
 
@@ -25,7 +25,7 @@ def reload(site: ClusterSite) -> None:
 def write(site: ClusterSite, number: int) -> None:
     """A transaction, and it is back from the log."""
     sql(site, f"INSERT INTO shop.t VALUES ({number})")
-    until(lambda: row(site)["pending"] == 0 and row(site)["units"]["captured"], "the unit comes back")
+    until(lambda: came_back(site), "the unit comes back")
 
 
 def stopped_or_started_since(site: ClusterSite, killed: int | None) -> bool:
@@ -46,7 +46,9 @@ def test_killed_again_and_again(running: ClusterSite) -> None:
     """While it gets on it is started again each time; when it does not, the third time is the last."""
     site = running
     for number in range(2, 6):
-        until(site.daemon.kill_replica, "a replica process to kill")
+        killed = until(lambda: site.daemon.replica_pid, "a replica process to kill")
+        assert site.daemon.kill_replica()
+        until(lambda: site.daemon.replica_pid not in (None, killed), "another replica process")  # noqa: B023
         write(site, number)
         state(site, "running")
     for _ in range(6):  # what the last of these has not said yet counts for the next
