@@ -95,10 +95,17 @@ def differing(session: Session, ddl: Ddl, own: Callable[[], AbstractSet[tuple[st
 
 
 def renamed_nothing(ddl: Ddl) -> bool:
-    """Whether RENAME TABLE was about a temporary table, which MariaDB's binlog does not say: the new name is no table's
-    afterwards, or the old one still is."""
-    if ddl.made is None or classify(ddl.text, ddl.schema).verb != "RENAME TABLE":
+    """Whether RENAME TABLE was about temporary tables, which MariaDB's binlog does not say: none of the names that it
+    has left is a table's afterwards, or the only old one still is."""
+    what = classify(ddl.text, ddl.schema)
+    if ddl.made is None or what.verb != "RENAME TABLE":
         return False
     there = {(schema, name): bool(definition) for schema, name, definition in ddl.made.definitions}
-    names = [there.get((schema, name or "")) for schema, name in classify(ddl.text, ddl.schema).tables]
-    return False in names[1::2] or (len(names) == 2 and bool(names[0]))
+    left: dict[tuple[str, str | None], None] = {}
+    # Three names in a circle, by which two tables change places, leave two of them.
+    for old, new in zip(what.tables[::2], what.tables[1::2], strict=False):
+        left.pop(old, None)
+        left[new] = None
+    found = [there.get((schema, name or "")) for schema, name in left]
+    only = what.tables[0] if len(what.tables) == 2 else None
+    return all(each is False for each in found) or (only is not None and bool(there.get((only[0], only[1] or ""))))

@@ -593,3 +593,17 @@ def test_temporary_tables_with_the_names_of_others(servers: LendServers, engine:
         same_everywhere(sites, "s.t")
         assert two.execute("SELECT id FROM s.t") == [(1,)]
         assert definitions(two, "s.t")[0] == f"{before[0]} COMMENT='x'"
+
+
+def test_two_tables_change_places(servers: LendServers) -> None:
+    """By way of a third name, which is no table's afterwards, as it is with a temporary table that gets another one."""
+    with cluster(servers(2), TABLE, "CREATE TABLE s.new LIKE s.t") as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old')", "INSERT INTO s.new VALUES (2, 2, 'new')")
+        settle(sites)
+        one.execute("RENAME TABLE s.t TO s.aside, s.new TO s.t, s.aside TO s.new", "UPDATE s.t SET v = 'now'")
+        settle(sites)
+        two.execute("RENAME TABLE s.new TO s.gone, s.t TO s.new", "INSERT INTO s.new VALUES (3, 3, 'two')")
+        settle(sites)
+        same_everywhere(sites, "s.new", "s.gone")
+        assert one.execute("SELECT v FROM s.new ORDER BY id") == [("now",), ("two",)]
