@@ -55,6 +55,7 @@ EXIT_ERROR = 1
 EXIT_CONFIGURATION = 2
 EXIT_ADDRESS = 3
 EXIT_STORAGE = 4
+EXIT_CLOCK = 5
 
 CLOSE_SECONDS = 5.0
 PUBLISH_SECONDS = 1.0
@@ -70,6 +71,7 @@ exit status of the daemon:
      identity
   3  an address cannot be listened on
   4  the log's storage failed: starting again goes on from what is on disk
+  5  by this machine's clock, a certificate is not valid yet, or has expired
 """
 
 
@@ -79,6 +81,10 @@ class StartError(Exception):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NotNow(ConfigError):
+    """It is the time that is wrong for it: the machine's clock may be set later, or the file renewed."""
 
 
 def founding_members(settings: Config) -> Configuration:
@@ -136,14 +142,14 @@ def read_skips(settings: Config) -> Skips:
 
 
 def link_tls(settings: Config) -> Tls | None:
-    """What the links to the other sites are encrypted with. Raises ConfigError."""
+    """What the links to the other sites are encrypted with. Raises ConfigError, or its subclass `NotNow`."""
     files = settings.tls
     if files is None:
         return None
     try:
         return load_tls(files.certificate, files.key, files.ca, settings.site)
     except TlsError as error:
-        raise ConfigError(f"tls.{error.item}: {error}") from None
+        raise (NotNow if error.by_the_clock else ConfigError)(f"tls.{error.item}: {error}") from None
 
 
 def run(settings: Config) -> int:
@@ -218,7 +224,8 @@ class Daemon:
             tls = link_tls(settings)
             access = self._access = Access(settings.admin)
         except ConfigError as error:
-            raise StartError(str(error), EXIT_CONFIGURATION) from None
+            status = EXIT_CLOCK if isinstance(error, NotNow) else EXIT_CONFIGURATION
+            raise StartError(str(error), status) from None
         store = open_store(settings)
         stack.callback(self._close, store)
         if store.last_index == 0 and store.hard_state.term == 0 and not settings.own.join:

@@ -12,13 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_BY_THE_CLOCK = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
 
 class TlsError(Exception):
-    """Certificates that cannot be used. `item` is the one to look at: "certificate", "key" or "ca"."""
+    """Certificates that cannot be used. `item` is the one to look at: "certificate", "key" or "ca". `by_the_clock`:
+    they would do at another time."""
 
-    def __init__(self, item: str, reason: str) -> None:
+    def __init__(self, item: str, reason: str, *, by_the_clock: bool = False) -> None:
         super().__init__(reason)
         self.item = item
+        self.by_the_clock = by_the_clock
 
 
 class Tls(NamedTuple):
@@ -68,7 +73,9 @@ def load(certificate: Path, key: Path, ca: Path, site: str) -> Tls:
         shown = _shake_hands(tls)
     except ssl.SSLError as error:
         raise TlsError(
-            "certificate", f"{certificate} would be refused by the other sites, which believe {ca}: {_reason(error)}"
+            "certificate",
+            f"{certificate} would be refused by the other sites, which believe {ca}: {_reason(error)}",
+            by_the_clock=isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _BY_THE_CLOCK,
         ) from None
     if site not in names(shown):
         raise TlsError("certificate", f"{certificate} does not name this site, {site}, but {shown_names(shown)}")

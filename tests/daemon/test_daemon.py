@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import yaml
 
 from mysqlraft import certificates
 from mysqlraft.admin.status import own
-from mysqlraft.daemon import EXIT_ADDRESS, EXIT_CONFIGURATION
+from mysqlraft.daemon import EXIT_ADDRESS, EXIT_CLOCK, EXIT_CONFIGURATION
 from mysqlraft.sandbox.cluster import Cluster, ClusterSite
 from mysqlraft.sandbox.servers import Installation
 from tests.harness.daemons import ended, free_port, running, settings
@@ -673,6 +674,21 @@ def test_certificates_that_will_not_do(tmp_path: Path) -> None:
     status, errors = ended(settings(tmp_path, insecure=False))
     assert status == EXIT_CONFIGURATION
     assert "tls: is missing" in errors
+
+
+@pytest.mark.parametrize(
+    ("early", "days", "reason"), [(-24, 2, "certificate is not yet valid"), (1, 0, "certificate has expired")]
+)
+def test_a_start_while_the_clock_is_wrong_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: int, days: int, reason: str
+) -> None:
+    """A machine may start before its clock is set: nobody may have to come then."""
+    monkeypatch.setattr(certificates, "_SKEW", timedelta(hours=early))
+    made = tmp_path / "certificates"
+    certificates.make(made, "test", ["tokyo"], days=days)
+    status, errors = ended(settings(tmp_path, insecure=False, tls=certificates.settings(made, "tokyo")))
+    assert status == EXIT_CLOCK
+    assert reason in errors
 
 
 def test_certificates_are_read_again_at_sighup(tmp_path: Path) -> None:
