@@ -772,7 +772,7 @@ class Applier:
             self._lose_session()
         else:
             if about_locks(error):
-                self.watch.failed()
+                self.watch.failed(deadlock=deadlock(error))
             self._deadlocks += deadlock(error)
             if own_schema_gone(error):
                 raise StateError(_progress_gone(batch.first - 1)) from error

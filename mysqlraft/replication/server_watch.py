@@ -121,6 +121,8 @@ class ServerWatch:
         """Whether what apply waits for is a statement, which may take any time. Set by apply."""
         self.waits_for = ""
         self.yielded = 0
+        self._ended: set[int] = set()
+        """Threads that were ended in this wait: rolling back may take them a while."""
         self.server = ""
         self._connect = connect
         self._yield_after = yield_after
@@ -153,9 +155,11 @@ class ServerWatch:
         since = session.waiting_since if session is not None else None
         return 0.0 if since is None or self.runs_statement else time.monotonic() - since
 
-    def failed(self) -> None:
-        """An attempt of apply's came to nothing because of a lock. From the thread of apply."""
-        self._failing_since = self._failing_since or self._waits_since or time.monotonic()
+    def failed(self, *, deadlock: bool) -> None:
+        """An attempt of apply's came to nothing because of a lock. From the thread of apply. Where nobody was seen to
+        hold a row it was a table's: who holds rows is not to be ended the sooner for that."""
+        began = time.monotonic() if deadlock else None
+        self._failing_since = self._failing_since or self._waits_since or began
 
     def succeeded(self) -> None:
         """What apply had to do is done. From the thread of apply."""
@@ -193,6 +197,7 @@ class ServerWatch:
 
     @property
     def _insists(self) -> bool:
+        """Whether apply has waited for rows for too long, over several attempts."""
         since = self._failing_since
         return since is not None and self._yield_after is not None and time.monotonic() - since >= self._yield_after
 
@@ -206,6 +211,7 @@ class ServerWatch:
         waited = 0.0 if since is None else time.monotonic() - since
         if session is None or not (waited >= LOOK_AFTER or (since is not None and self._insists)):
             self.waits_for, self._idle = "", None
+            self._ended.clear()
             self._query("SELECT 1")  # now it is known which kind of server it is
             settings = self._query(REPLAY_QUERY)[0] if self._mariadb else None
             if settings is not None and session is not None and (why := replays_otherwise(*settings)):
@@ -222,10 +228,10 @@ class ServerWatch:
                 log.warning("apply has waited %.0f s for a connection that the server does not work on: ended", waited)
                 session.abort()
             return
-        self._waits_since = since
         if waited >= TELL_AFTER and self._dam is None and time.monotonic() >= self._no_dam_before:
             self._look_for_gap(session)
         holders = self._holders(session)
+        self._waits_since = since if holders else None
         self.waits_for = str(holders[0]) if holders and waited >= TELL_AFTER else ""
         if self._yield_after is None or not holders:
             return
@@ -310,8 +316,10 @@ class ServerWatch:
             self.waits_for = f"{holder}, which this account may not end: {error.args[1]}"
             self._tell(f"who keeps a row from apply cannot be ended: {error.args[1]}")
             return False
-        self.yielded += 1
-        log.warning("apply waited for a row of %s: ended statement=%r", holder, holder.statement)
+        if holder.thread not in self._ended:
+            self._ended.add(holder.thread)
+            self.yielded += 1
+            log.warning("apply waited for a row of %s: ended statement=%r", holder, holder.statement)
         return True
 
     def _query(self, statement: str) -> Sequence[Sequence[Any]]:

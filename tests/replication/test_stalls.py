@@ -29,7 +29,7 @@ from mysqlraft.sandbox.servers import Engine, Server
 from tests.harness.pool import LendServers, ServerFactory
 from tests.replication.harness import SiteUnderTest, run, settle, wait_for
 from tests.replication.recorder import connection
-from tests.replication.test_apply import cluster, same_everywhere
+from tests.replication.test_apply import TABLE, cluster, same_everywhere
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -225,6 +225,53 @@ def test_the_application_yields(watched: list[Server]) -> None:
             with pytest.raises(pymysql.err.MySQLError):
                 run(holder.cursor(), "SELECT 1")
             bystander.commit()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
+def test_a_locked_table_ends_nobody_who_holds_a_row(watched: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apply waits for a table for longer than the application may hold a row, and then for a row that nobody holds for
+    long."""
+    monkeypatch.setattr(apply_session, "METADATA_LOCK_WAIT", 1)
+    monkeypatch.setattr(server_watch, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(server_watch, "LOOK_AFTER", 0.2)
+    with cluster(watched, TABLE, "CREATE TABLE s.locked (id INT PRIMARY KEY)", yield_after=4) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old')")
+        settle(sites)
+        with holding(two.server, 1, 0.4, 4) as held, closing(two.server.connect()) as other:
+            run(other.cursor(), "LOCK TABLES s.locked READ")
+            with closing(one.server.connect(autocommit=False)) as client:
+                run(client.cursor(), "UPDATE s.t SET v = 'new'", "INSERT INTO s.locked VALUES (1)")
+                client.commit()
+            began = time.monotonic()
+            wait_for(lambda: two.applier.status.retries > 1 and time.monotonic() - began > 5, 30, two)
+            run(other.cursor(), "UNLOCK TABLES")
+            wait_for(lambda: two.execute("SELECT v FROM s.t") == [("new",)], 30, two)
+            many = len(held)
+            wait_for(lambda: len(held) >= many + 8, 30, held)
+        assert two.applier.watch.yielded == 0
+        settle(sites)
+        same_everywhere(sites, "s.t", "s.locked")
+
+
+def test_a_connection_that_takes_long_to_roll_back_is_ended_once(
+    watched: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_watch, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(server_watch, "LOOK_AFTER", 0.2)
+    with cluster(watched, yield_after=1) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old')")
+        two.execute("CREATE DATABASE large", "CREATE TABLE large.t (id INT AUTO_INCREMENT PRIMARY KEY, n INT)")
+        settle(sites)
+        with closing(two.server.connect(autocommit=False)) as holder, holder.cursor() as cursor:
+            for _ in range(10):
+                run(cursor, "INSERT INTO large.t (n) VALUES " + ",".join(["(1)"] * 5000))
+            run(cursor, "SELECT * FROM s.t FOR UPDATE")
+            one.execute("UPDATE s.t SET v = 'new'")
+            wait_for(lambda: two.execute("SELECT v FROM s.t") == [("new",)], 60, two)
+        assert two.applier.watch.yielded == 1
         settle(sites)
         same_everywhere(sites, "s.t")
 
