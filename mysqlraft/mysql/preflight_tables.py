@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pymysql
+from pymysql.constants import ER
+
 from mysqlraft.mysql.finding import Finding, Severity, identifier
 from mysqlraft.mysql.schema import named
 
@@ -15,6 +18,7 @@ CASCADES_LOGGED = (9, 6)
 """From this MySQL on, rows that a foreign key changes are in the binlog."""
 FUNCTIONAL_INDEXES = (8, 0, 13)
 
+_OF_PERIODS = ("date", "datetime", "timestamp")
 _CASCADING = ("CASCADE", "SET NULL", "SET DEFAULT")
 
 
@@ -54,7 +58,9 @@ def check_tables(
     yield from _primary_keys(query, names)
     if mysql is not None and mysql >= FUNCTIONAL_INDEXES:
         yield from _functional_indexes(query, names)
-    if mysql is not None:
+    if mysql is None:
+        yield from _without_overlaps(query, names)
+    else:
         yield from _generated_in_the_session(query, names)
     logged = mysql is not None and mysql >= CASCADES_LOGGED and variables.get("innodb_native_foreign_keys") != "ON"
     if not logged:
@@ -121,6 +127,45 @@ def _functional_indexes(query: Query, tables: set[tuple[str, str]]) -> Iterator[
             "its values are not in the row images, so two sites that write the same one would go unnoticed; a unique "
             "index on a stored generated column of the same expression is seen",
             (f"ALTER TABLE {identifier(schema, table)} DROP INDEX {identifier(index)}",),
+        )
+
+
+def _without_overlaps(query: Query, tables: set[tuple[str, str]]) -> Iterator[Finding]:
+    """Keys of MariaDB's that end in a period. Only SHOW CREATE TABLE tells them from others on the same columns."""
+    keys: dict[tuple[str, str, str], list[tuple[str, bool]]] = {}
+    for schema, table, index, column, kind in query(
+        "SELECT s.table_schema, s.table_name, s.index_name, s.column_name, c.data_type"
+        " FROM information_schema.statistics s JOIN information_schema.columns c"
+        " USING (table_schema, table_name, column_name) WHERE s.non_unique = 0"
+        " ORDER BY s.table_schema, s.table_name, s.index_name, s.seq_in_index"
+    ):
+        if (schema, table) in tables:
+            keys.setdefault((schema, table, index), []).append((column, _text(kind) in _OF_PERIODS))
+    for (schema, table, index), columns in keys.items():
+        if len(columns) < 3 or not all(may_be for _, may_be in columns[-2:]):
+            continue
+        where = identifier(schema, table)
+        try:
+            create = _text(query(f"SHOW CREATE TABLE {where}")[0][1])
+        except pymysql.err.MySQLError as error:
+            if error.args[0] in (ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR):
+                continue  # it has just gone
+            raise
+        name = f"KEY {identifier(index)}"
+        drop, made = (f"INDEX {identifier(index)}", f"UNIQUE {name}")
+        if index == "PRIMARY":
+            name = drop = made = "PRIMARY KEY"
+        if not any(f"{name} (" in line and " WITHOUT OVERLAPS)" in line for line in create.splitlines()):
+            continue
+        # Where the columns are in the key's own order, that of a period's end before its start, MariaDB keeps the key.
+        plain = ", ".join(identifier(column) for column, _ in (*columns[:-2], columns[-1], columns[-2]))
+        yield Finding(
+            "without_overlaps",
+            Severity.ERROR,
+            f"{schema}.{table} has the key {index} WITHOUT OVERLAPS",
+            "two sites that write periods which overlap, and are not the same, would go unnoticed, and the rows of one "
+            "fit nowhere else; a key on the same columns is seen",
+            (f"ALTER TABLE {where} DROP {drop}, ADD {made} ({plain})",),
         )
 
 
