@@ -121,6 +121,8 @@ class DumpConnection:
         self._server = server
         self._torn: TornFile | None = None
         """The error that this dump has ended with, once what came before it has been given out."""
+        self._ahead = 0
+        """Up to where in the buffer `peek` has read complete packets."""
         self._open()
 
     def _open(self) -> None:
@@ -207,8 +209,49 @@ class DumpConnection:
         """Whether more has arrived already."""
         return self.wait(0)
 
+    def peek(self, see: Callable[[bytes | LargeEvent], bool], most: int) -> None:
+        """Reads ahead: ``see`` gets what `skim` would give, and `batch` gives all of it afterwards. Ends when ``see``
+        returns False, before what is no plain event, and when ``most`` bytes are held.
+
+        Raises:
+            as `skim` does.
+        """
+        checksummed = self._checksummed
+        held = [self._buffer[self._at :]]
+        size = len(held[0])
+        try:
+            while (plain := self._next_is_plain()) is not False:
+                events: list[bytes | LargeEvent] = []
+                if plain:
+                    self._skim(events)
+                    if not all(map(see, events)):
+                        return
+                elif size < most:
+                    rest = len(self._buffer) - self._at
+                    self._fill()
+                    held.append(self._buffer[rest:])
+                    size += len(held[-1])
+                else:
+                    return
+        finally:
+            incomplete = len(self._buffer) - self._at
+            self._buffer, self._at, self._checksummed = b"".join(held), 0, checksummed
+            self._ahead = len(self._buffer) - incomplete
+
+    def _next_is_plain(self) -> bool | None:
+        """Whether the next packet is an event that comes in one packet; None if it has not arrived yet."""
+        buffer, at = self._buffer, self._at
+        if len(buffer) - at < 5:
+            return None
+        length = int.from_bytes(buffer[at : at + 3], "little")
+        if buffer[at + 4] or not _HEADER < length < _LARGEST_PACKET:
+            return False
+        return True if at + 4 + length <= len(buffer) else None
+
     def wait(self, seconds: float) -> bool:
         """Waits until something arrives, at most so long; whether it did."""
+        if self._at < self._ahead:
+            return True
         pending = getattr(self._socket, "pending", None)  # TLS: decrypted, but not read yet
         return bool((pending is not None and pending()) or self._poll.poll(seconds * 1000))
 
@@ -220,7 +263,7 @@ class DumpConnection:
             PositionLost: the server does not have the position.
             BinlogError: any other error that the server reports, or a checksum that does not match.
         """
-        return self._arrived(self._cut)
+        return self._arrived(self._cut_next if self._at < self._ahead else self._cut)
 
     def skim(self) -> list[bytes | LargeEvent]:
         """As `batch`, for a reader of statements. Of the events between them (rows, BEGIN) only the last that has
@@ -256,6 +299,11 @@ class DumpConnection:
             raise BinlogError(str(torn))
         self._torn = None
         self.start_at(files[files.index(torn.file) + 1], 4)
+
+    def _cut_next(self, events: list[bytes | LargeEvent]) -> None:
+        """Takes about as much as arrives at once out of what `peek` has read."""
+        first = int.from_bytes(self._buffer[self._at : self._at + 3], "little") + 4
+        self._cut(events, min(self._at + max(first, READ_SIZE), self._ahead))
 
     def _cut(self, events: list[bytes | LargeEvent], stop: int = sys.maxsize) -> None:
         """Takes all complete packets out of the buffer, or those that begin before ``stop`` in it."""
@@ -355,6 +403,7 @@ class DumpConnection:
 
     def _fill(self) -> None:
         """Waits for more bytes. A packet that is known to be large is read in one piece."""
+        self._ahead = 0
         rest = self._buffer[self._at :]
         wanted = READ_SIZE
         if len(rest) > 4:

@@ -23,6 +23,8 @@ _QUERIES = (int(EventType.QUERY), int(EventType.MARIADB_QUERY_COMPRESSED))
 _SHAPES = (b"BEGIN", b"COMMIT", b"ROLLBACK", b"SAVEPOINT ", b"RELEASE SAVEPOINT ", b"XA ")
 """How statements begin that shape a transaction."""
 _ANYTHING = ("", None)
+HELD_BYTES = 16 << 20
+"""How much of the binlog is held in memory at most, to look at it before it is captured."""
 
 Place = tuple[str, int]
 """File and offset."""
@@ -63,33 +65,49 @@ class StatementScan:
         found = max((self._last[name] for name in met if name in self._last), key=_order, default=start)
         return found if _order(found) > _order(start) else None
 
+    def head_start(self, dump: DumpConnection, start: Place, end: Place) -> None:
+        """Looks at what a dump that has been asked for ``start`` sends up to ``end``, before its reader gets it, as far
+        as that may be held: a short backlog need not be read twice.
+
+        Raises:
+            as `DumpConnection.peek` does.
+        """
+        self._from = self._to = start
+        self._last.clear()
+        if _order(start) < _order(end):
+            dump.peek(lambda event: self._see(event, end, mariadb=dump.mariadb), HELD_BYTES)
+
     def _read(self, end: Place) -> None:
         dump = self._open_dump()
         try:
             dump.start_at(*self._to)
-            file, offset = self._to
-            while _order((file, offset)) < _order(end):
+            while _order(self._to) < _order(end):
                 if self._stopping():
                     raise ConnectionLost("capture ends")
                 for event in dump.skim():
-                    if isinstance(event, LargeEvent):
-                        for _ in event.chunks():
-                            pass
-                        event = event.header
-                    kind = event[4]
-                    low = int.from_bytes(event[13:17], "little")
-                    if kind == EventType.ROTATE:
-                        file, offset = rotate(event)
-                        continue
-                    if low:
-                        # The header counts to 4 GiB only; files may be larger.
-                        offset = (offset & ~0xFFFFFFFF | low) + (1 << 32 if low < offset & 0xFFFFFFFF else 0)
-                    if kind in _QUERIES:
-                        for name in self._changed(event, kind, mariadb=dump.mariadb):
-                            self._last[name] = file, offset
-            self._to = file, offset
+                    self._see(event, end, mariadb=dump.mariadb)
         finally:
             dump.close()
+
+    def _see(self, event: bytes | LargeEvent, end: Place, *, mariadb: bool) -> bool:
+        """Notes what an event is about, and its end. Returns whether there is more before ``end``."""
+        if isinstance(event, LargeEvent):
+            for _ in event.chunks():
+                pass
+            event = event.header
+        kind = event[4]
+        file, offset = self._to
+        if kind == EventType.ROTATE:
+            self._to = rotate(event)
+            return True
+        if low := int.from_bytes(event[13:17], "little"):
+            # The header counts to 4 GiB only; files may be larger.
+            offset = (offset & ~0xFFFFFFFF | low) + (1 << 32 if low < offset & 0xFFFFFFFF else 0)
+        if kind in _QUERIES:
+            for name in self._changed(event, kind, mariadb=mariadb):
+                self._last[name] = file, offset
+        self._to = file, offset
+        return _order(self._to) < _order(end)
 
     def _changed(self, event: bytes, kind: int, *, mariadb: bool) -> list[tuple[str, str | None]]:
         found = query(event[HEADER:])

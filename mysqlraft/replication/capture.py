@@ -304,6 +304,8 @@ class Capture:
         )
         self._skips_marked = 0
         start.start(dump)
+        if start.by_file:
+            scan.head_start(dump, (start.position.file, start.position.offset), source.binlog_end())
         while True:
             if self._server_now() not in ("", self._server):
                 raise ConnectionLost(opening.ANOTHER_SERVER)

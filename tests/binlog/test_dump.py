@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from mysqlraft.binlog import dump as dumps
 from mysqlraft.binlog.dump import DumpConnection, LargeEvent
 from mysqlraft.binlog.events import EventType, is_begin, rotate
 from mysqlraft.replication.capture import position_now
+from mysqlraft.replication.entry import Position
 from mysqlraft.sandbox.servers import Server
 from tests.binlog.tap import run, settings
 
@@ -35,23 +38,72 @@ def test_a_skim_sees_every_statement(server: Server, monkeypatch: pytest.MonkeyP
         end = position_now(connection)
     found = {}
     for how in (DumpConnection.batch, DumpConnection.skim):
-        dump = DumpConnection(settings(server), 900_002)
-        seen: list[bytes] = []
-        count, place = 0, (begin.file, begin.offset)
-        try:
-            dump.start_at(begin.file, begin.offset)
-            while place != (end.file, end.offset):
-                for event in how(dump):
-                    assert not isinstance(event, LargeEvent)
-                    count += 1
-                    offset = int.from_bytes(event[13:17], "little")
-                    place = rotate(event) if event[4] == EventType.ROTATE else (place[0], offset or place[1])
-                    seen.append(event)
-        finally:
-            dump.close()
-        statements = [event for event in seen if event[4] == EventType.QUERY and not is_begin(event)]
-        found[how] = [event for event in statements if not event.endswith(b"COMMIT")]
-        print(f"{how.__name__}: {count} events, {len(found[how])} statements")
+        found[how] = [event for event in read(server, begin, end, how) if is_statement(event)]
     assert found[DumpConnection.skim] == found[DumpConnection.batch]
     assert any(event.endswith(b"# BEGIN") for event in found[DumpConnection.skim])
     assert len(found[DumpConnection.skim]) >= 6
+
+
+@pytest.mark.parametrize("most", [0, 3_000, 1 << 20])
+@pytest.mark.parametrize("read_size", [997, dumps.READ_SIZE])
+def test_what_was_peeked_at_is_still_to_come(
+    server: Server, monkeypatch: pytest.MonkeyPatch, read_size: int, most: int
+) -> None:
+    """All of it, in pieces of the usual size, whether the peek saw the end of the binlog or held too much before."""
+    monkeypatch.setattr(dumps, "READ_SIZE", read_size)
+    with server.connect() as connection:
+        begin = position_now(connection)
+        run(
+            connection,
+            "CREATE DATABASE h",
+            "CREATE TABLE h.t (a INT PRIMARY KEY, b VARCHAR(900))",
+            *(f"INSERT INTO h.t VALUES ({number}, REPEAT('b', {number * 7}))" for number in range(60)),
+            "FLUSH BINARY LOGS",
+            "DROP TABLE h.t",
+        )
+        end = position_now(connection)
+    expected = read(server, begin, end, DumpConnection.batch)
+    statements = [event for event in expected if is_statement(event)]
+    peeked: list[bytes] = []
+
+    def see(event: bytes | LargeEvent) -> bool:
+        assert not isinstance(event, LargeEvent)
+        peeked.append(event)
+        return not is_statement(event) or sum(map(is_statement, peeked)) < len(statements)
+
+    assert read(server, begin, end, DumpConnection.batch, lambda dump: dump.peek(see, most)) == expected
+    seen = [event for event in peeked if is_statement(event)]
+    assert seen == statements[: len(seen)]
+    print(f"{len(seen)} of {len(statements)} statements were seen before")
+    assert bool(seen) == bool(most)
+    assert seen == statements or most < 1 << 20
+
+
+def read(
+    server: Server,
+    begin: Position,
+    end: Position,
+    how: Callable[[DumpConnection], list[bytes | LargeEvent]],
+    first: Callable[[DumpConnection], None] = lambda dump: None,
+) -> list[bytes]:
+    """The events between two places. ``first``: done before any is read."""
+    dump = DumpConnection(settings(server), 900_002)
+    seen: list[bytes] = []
+    place = begin.file, begin.offset
+    try:
+        dump.start_at(*place)
+        first(dump)
+        while place != (end.file, end.offset):
+            for event in how(dump):
+                assert not isinstance(event, LargeEvent)
+                offset = int.from_bytes(event[13:17], "little")
+                place = rotate(event) if event[4] == EventType.ROTATE else (place[0], offset or place[1])
+                seen.append(event)
+    finally:
+        dump.close()
+    print(f"{len(seen)} events")
+    return seen
+
+
+def is_statement(event: bytes) -> bool:
+    return event[4] == EventType.QUERY and not is_begin(event) and not event.endswith(b"COMMIT")
