@@ -447,9 +447,10 @@ class Certifier:
         for table in self._met(names):
             if table.crossed.get(origin, 0) > base:
                 return True
-            touches = [table.touched, table.stated] if by_statements else [table.touched]
-            if any(last > base and writer & ~1 != own for each in touches for writer, last in each.items()):
-                return True
+            for touches in (table.touched, table.stated) if by_statements else (table.touched,):
+                for writer, last in touches.items():
+                    if last > base and writer & ~1 != own:
+                        return True
         return False
 
     def _touch(
