@@ -15,7 +15,7 @@ Asking costs a round trip, so it is only done where it must be:
   those of its characters one after the other. Text that holds all pairs of characters and all triples of letters
   tells: a contraction shows. If so, ASCII strings are folded here, by ``bytes.translate``. The weight of an ASCII
   character is then written as the first such character of that weight, so that both ways meet.
-- What was asked for is remembered, up to `REMEMBERED` strings a collation.
+- What was asked for is remembered, up to `REMEMBERED` short strings a collation.
 
 Weights of a collation never change: indexes on disk depend on them. So folds agree among sites and over time. Between
 MySQL and MariaDB they agree where the weights do.
@@ -29,9 +29,12 @@ from itertools import product
 from typing import Any
 
 from mysqlraft.binlog.errors import BinlogError
+from mysqlraft.binlog.values import string
 
 REMEMBERED = 1 << 16
 """Folded strings kept for each collation and prefix."""
+SHORT = 256
+"""Bytes of a string that is worth being kept."""
 
 Query = Callable[[str], Sequence[Sequence[Any]]]
 """Runs one statement on the site's server and returns its rows."""
@@ -73,10 +76,13 @@ class Fold:
             whole, beginning = self._whole, self._beginning
 
             @lru_cache(maxsize=REMEMBERED)
-            def fold(value: bytes) -> bytes:
+            def remembered(value: bytes) -> bytes:
                 return whole(value, characters)
 
-            # Of a large value no more is remembered, and sent, than counts.
+            def fold(value: bytes) -> bytes:
+                return remembered(value) if len(value) <= SHORT else whole(value, characters)
+
+            # Of a large value no more is sent than counts.
             self._prefixed[characters] = (lambda value: fold(beginning(value, characters))) if characters else fold
         return self._prefixed[characters]
 
@@ -166,7 +172,7 @@ class Collations:
                 raise BinlogError(
                     f"a value of {len(value)} bytes, collation {name}, in a unique key: at most {LARGEST}"
                 )
-            return f"_{charset} 0x{value.hex()} COLLATE {name}" if value else f"_{charset} '' COLLATE {name}"
+            return f"{string(value, charset)} COLLATE {name}"
 
         def weights(value: bytes, characters: int = 0, *, trim: bool = False) -> bytes:
             text = literal(value)

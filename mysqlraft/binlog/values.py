@@ -12,9 +12,9 @@ dates are values like any other.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from binascii import b2a_base64
 from datetime import date
-from typing import Any
+from typing import Any, Final, Protocol
 
 from mysqlraft.binlog.tablemap import BINARY_COLLATION, DIGIT_BYTES, Column, ColumnType
 
@@ -24,8 +24,18 @@ _INTEGERS = frozenset((_T.TINY, _T.SHORT, _T.INT24, _T.LONG, _T.LONGLONG))
 _STRINGS = frozenset((_T.VARCHAR, _T.VAR_STRING, _T.STRING, _T.BLOB))
 _TEMPORAL = frozenset((_T.DATE, _T.NEWDATE, _T.TIME, _T.TIME2, _T.DATETIME, _T.DATETIME2, _T.TIMESTAMP, _T.TIMESTAMP2))
 
-Charset = Callable[[int], str]
-"""Collation number -> name of its character set, as this server knows it."""
+_LARGE: Final = 16 << 10
+"""Bytes of a value that is larger than any that an index serves."""
+
+
+class Names(Protocol):
+    """What this server calls things by their numbers."""
+
+    def charset(self, collation: int) -> str:
+        """The character set of a collation."""
+
+    def name(self, collation: int) -> str:
+        """The collation."""
 
 
 class ValueFormError(ValueError):
@@ -42,7 +52,14 @@ def field_of(column: Column, value: bytes) -> bytes:
     return len(value).to_bytes(column.prefix, "little") + value if column.prefix else value
 
 
-def literal(column: Column, field: bytes, charset: Charset) -> str:
+def string(value: bytes, charset: str) -> str:
+    """SQL for a string. A large one takes no more room than a row with it does in a BINLOG statement."""
+    if len(value) < _LARGE:
+        return f"_{charset} 0x{value.hex()}" if value else f"_{charset} ''"
+    return f"CONVERT(FROM_BASE64('{b2a_base64(value, newline=False).decode()}') USING {charset})"
+
+
+def literal(column: Column, field: bytes, names: Names) -> str:
     """SQL that equals, compared with this column, just what the field equals. Pure ASCII.
 
     Raises:
@@ -53,9 +70,10 @@ def literal(column: Column, field: bytes, charset: Charset) -> str:
         if column.collation is None or column.collation == BINARY_COLLATION:
             if column.type is _T.STRING:
                 value = value.ljust(column.size, b"\0")
-            return f"_binary 0x{value.hex()}" if value else "_binary ''"
-        name = charset(column.collation)
-        return f"_{name} 0x{value.hex()}" if value else f"_{name} ''"
+            return string(value, "binary")
+        text = string(value, names.charset(column.collation))
+        # A large one, which is converted, has a collation that counts as much as the column's.
+        return text if len(value) < _LARGE else f"{text} COLLATE {names.name(column.collation)}"
     if column.type in (_T.FLOAT, _T.DOUBLE):
         shown = repr(_floating(column, value))
         return shown if "e" in shown else shown + "e0"
@@ -63,7 +81,7 @@ def literal(column: Column, field: bytes, charset: Charset) -> str:
     if column.type is _T.SET and int(number) >> 63 and column.collation is not None:
         # As a number it would be compared with the sign bit.
         chosen = (label for n, label in enumerate(column.labels) if int(number) >> n & 1)
-        return f"_{charset(column.collation)} 0x{b','.join(chosen).hex()}"
+        return string(b",".join(chosen), names.charset(column.collation))
     return f"'{number}'" if column.type in _TEMPORAL else str(number)
 
 

@@ -231,7 +231,7 @@ class _Shape:
         """Updates of rows that have columns which these do not know: they keep them."""
         self._primary = primary_key(local.map)
         self._before, self._after = columns_of(local.map, kind, layout)
-        self._charset = tables.source.collations.charset
+        self._names = tables.source.collations
         by_index = {column.index: column for column in local.map.columns}
         self._key_columns = [[_column(by_index, part.column) for part in key.parts] for key in local.keys]
         # Of what a row was, its primary key may be all that is known.
@@ -416,10 +416,10 @@ class _Shape:
                 return ""
             name = identifier(column.name)
             if not part.prefix or column.type not in _BYTES:
-                conditions.append(f"{name} = {literal(column, value, self._charset)}")
+                conditions.append(f"{name} = {literal(column, value, self._names)}")
                 continue
             beginning, whole = _beginning(column, value, part.prefix)
-            text = literal(column, beginning, self._charset)
+            text = literal(column, beginning, self._names)
             conditions.append(f"LEFT({name}, {part.prefix}) = LEFT({text}, {part.prefix})")
             if not exact and whole is not None:
                 served = True

@@ -202,7 +202,7 @@ def _behind(order: Sequence[Column], key: Sequence[Field | None], source: Server
     equal: list[str] = []
     for column, value in zip(order, key, strict=True):
         assert value is not None, "a primary key has no NULL"
-        name, text = identifier(column.name), literal(column, value, source.collations.charset)
+        name, text = identifier(column.name), literal(column, value, source.collations)
         found.append("(" + " AND ".join([*equal, f"{name} > {text}"]) + ")")
         equal.append(f"{name} = {text}")
     return " OR ".join(found)

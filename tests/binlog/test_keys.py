@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 from collections import defaultdict
 from typing import Any
 
@@ -237,3 +238,23 @@ def test_rows_that_nothing_helps(server: Server, before: str, write: list[str], 
             run(connection, statement)
             with pytest.raises(UnhashableKey, match=rf"r\.t: rows were written while {why}.*exclude the table"):
                 _hashes(server, group)
+
+
+def test_large_strings_are_not_kept(server: Server) -> None:
+    """MariaDB has unique keys on strings of any size."""
+    with server.connect() as connection:
+        source = ServerKeySource(server.connect)
+        number = run(
+            connection, "SELECT id FROM information_schema.collations WHERE collation_name = 'utf8mb4_unicode_ci'"
+        )
+        fold = source.fold(int(number[0][0])).prefixed(0)
+        fold("ä".encode())
+        tracemalloc.start()
+        try:
+            for n in range(100):
+                fold(f"{n:03}ä".encode() * 2000)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        source.close()
+        assert kept < 1 << 20, kept

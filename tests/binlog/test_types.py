@@ -101,7 +101,7 @@ def _compare(
         return
     parts = []
     for column, value in wanted:
-        parts += [selected(column, column.name), f"{column.name} = {literal(column, value, source.collations.charset)}"]
+        parts += [selected(column, column.name), f"{column.name} = {literal(column, value, source.collations)}"]
     (answers,) = run(connection, f"SELECT {', '.join(parts)} FROM t WHERE id = {number}")
     for (column, value), answer, equal in zip(wanted, answers[::2], answers[1::2], strict=True):
         assert equal, (column, value, answer)

@@ -8,8 +8,8 @@ import pytest
 
 from mysqlraft.binlog.place import TransactionStops
 from mysqlraft.replication.entry import PayloadKind, decode
-from mysqlraft.sandbox.servers import Server
-from tests.harness.pool import LendServers
+from mysqlraft.sandbox.servers import Engine, Server
+from tests.harness.pool import LendServers, ServerFactory
 from tests.replication.capture_rig import capturing, run
 from tests.replication.harness import settle, wait_for
 from tests.replication.test_apply import cluster, same_everywhere
@@ -115,3 +115,26 @@ def test_too_large_for_the_servers(server: Server) -> None:
         run(server, "INSERT INTO s.t VALUES (3, 'x', '', '')")
         rig.wait(lambda: rig.capture.status()["transactions"] == 2)
     assert any(decode(payload.encode()).kind is PayloadKind.PART for payload in rig.payloads)
+
+
+@pytest.mark.parametrize(("character", "size"), [("a", 700_000), ("é", 100_000)])
+def test_a_large_value_in_a_unique_key(
+    engine: Engine, server_factory: ServerFactory, character: str, size: int
+) -> None:
+    """MariaDB has them on values of any size; a row of 700,000 bytes fits into a statement of a megabyte just so."""
+    if engine == "mysql":
+        pytest.skip("MySQL's keys are on the beginning of a value at most")
+    servers = [server_factory(options={"max_allowed_packet": "1M"}) for _ in range(2)]
+    table = "CREATE TABLE s.t (id INT PRIMARY KEY, v LONGTEXT COLLATE utf8mb4_general_ci, UNIQUE KEY (v) USING HASH)"
+    with cluster(servers, table) as sites:
+        one, two = sites
+        for site in sites:
+            site.link.hold()
+            site.execute(f"INSERT INTO s.t VALUES ({site.number}, REPEAT('{character}', {size}))")
+            wait_for(lambda site=site: site.link.units_kept == 1, 30, site)  # type: ignore[misc]
+        for site in sites:
+            site.link.release()
+        settle(sites)
+        same_everywhere(sites)
+        assert one.execute("SELECT id, CHAR_LENGTH(v) FROM s.t") == [(2, size)]
+        assert two.execute("SELECT id, CHAR_LENGTH(v) FROM s.t") == [(2, size)]
