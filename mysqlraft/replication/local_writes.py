@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
+from itertools import islice
 from typing import Any, NamedTuple
 
 from mysqlraft.binlog.keys import KeyDefinition, KeyPart
@@ -28,6 +29,7 @@ PrimaryKey = tuple[bytes | None, ...]
 """The values of the primary key's columns, in the order of the table, without length bytes."""
 RowId = tuple[TableId, PrimaryKey]
 
+_Keys = tuple[tuple[KeyPart, ...], ...]
 UniqueValues = dict[tuple[KeyPart, ...], tuple[bytes | None, ...]]
 """The values of an image under secondary unique keys, each as `brief` has it."""
 
@@ -39,11 +41,13 @@ _Reader = Callable[[bytes, _Add], None]
 
 
 class _Written(NamedTuple):
-    """``place``: where a row was written last; ``values``: the unique values that it was given there (None: it was
-    deleted, or they are not known); ``columns``: how many the last image has."""
+    """``place``: where a row was written last; ``values``: those that it was given there under ``keys``, one after the
+    other (None: it was deleted, or they are not known); ``columns``: how many the last image has. There are many of
+    these: rows share what they can."""
 
     place: Place
-    values: UniqueValues | None
+    values: tuple[bytes | None, ...] | None
+    keys: _Keys
     columns: int
 
 
@@ -77,7 +81,10 @@ class LocalWrites:
     def unique_values_after(self, row: RowId, place: Place) -> UniqueValues | None:
         """What the last of those transactions gave the row; None if none did, or that is not known."""
         found = self._tables.get(row[0], {}).get(row[1])
-        return found.values if found is not None and found.place > place else None
+        if found is None or found.place <= place or found.values is None:
+            return None
+        values = iter(found.values)
+        return {parts: tuple(islice(values, len(parts))) for parts in found.keys}
 
     def add(
         self, place: Place, table: TableMap, kind: int, layout: bytes, images: bytes, keys: Sequence[KeyDefinition]
@@ -90,20 +97,13 @@ class LocalWrites:
         last = self._tables.setdefault(table_id(table), {})
         columns = len(table.columns)
         self._widths.setdefault((table.schema, table.table), {})[columns] = place
-        names = tuple(key.parts for key in keys)
-        sizes = [len(parts) for parts in names]
+        names = _shared(tuple(key.parts for key in keys))
 
         def add(before: PrimaryKey | None, after: PrimaryKey | None, values: tuple[bytes | None, ...]) -> None:
             if before is not None and before != after:
-                last[before] = _Written(place, None, columns)
+                last[before] = _Written(place, None, (), columns)
             if after is not None:
-                given: UniqueValues | None = None
-                if sizes:
-                    given, at = {}, 0
-                    for parts, size in zip(names, sizes, strict=True):
-                        given[parts] = brief(values[at : at + size])
-                        at += size
-                last[after] = _Written(place, given, columns)
+                last[after] = _Written(place, brief(values) if names else None, names, columns)
 
         try:
             _reader(table, kind, layout, names)(images, add)
@@ -130,6 +130,11 @@ class LocalWrites:
             for key in [key for key, found in rows.items() if found.place <= place]:
                 del rows[key]
         self._emptied = {name: emptied for name, emptied in self._emptied.items() if emptied > place}
+
+
+@lru_cache(maxsize=4096)
+def _shared(keys: _Keys) -> _Keys:
+    return keys
 
 
 @lru_cache(maxsize=4096)

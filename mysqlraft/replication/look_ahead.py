@@ -50,7 +50,7 @@ _ROUNDS = 5
 """The server goes on writing while its binlog is read: it is read again until that takes no more than `_SOON` seconds,
 but not more often than so."""
 MOST_ROWS = 2_000_000
-"""Rows that are remembered, about 300 bytes each."""
+"""Rows that are remembered, about 250 bytes each, and up to 100 for each of their unique values."""
 _FORGET_AT = 10_000
 """Rows that are remembered before those that no unit can ask for any more are dropped."""
 PATIENCE = 10.0
