@@ -19,8 +19,8 @@ class TornFile(BinlogIncomplete):
         self.file = file
 
 
-class PositionLost(BinlogError):
-    """The server no longer has the binlog from the position on that was asked for."""
+class PositionLost(BinlogIncomplete):
+    """The server no longer has the binlog from the position on that was asked for, or not all of it."""
 
 
 class ConnectionLost(Exception):

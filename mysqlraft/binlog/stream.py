@@ -40,7 +40,7 @@ from typing import Any
 from mysqlraft.binlog.changes import Item, RowGroup, Rows
 from mysqlraft.binlog.compression import payload_events, unpack
 from mysqlraft.binlog.dump import LargeEvent
-from mysqlraft.binlog.errors import BinlogError, BinlogIncomplete
+from mysqlraft.binlog.errors import BinlogError, BinlogIncomplete, PositionLost
 from mysqlraft.binlog.events import (
     APPLY_THREAD_ID,
     HEADER,
@@ -156,7 +156,7 @@ class TransactionStream:
         *,
         mariadb: bool,
         position: StreamPosition,
-        base: int = 0,
+        base: int | None = None,
         part_bytes: int = PART_BYTES,
         row_bytes: int = UNLIMITED,
         note: Callable[[str], None] = lambda text: None,
@@ -176,11 +176,12 @@ class TransactionStream:
 
         ``temporary``: what a stream before this one knew of sessions that go on.
 
-        ``base`` is the base at ``done``. ``scan``: of the statements ahead; without, row keys are taken to be those of
-        today. ``finished_before``: as `FinishedBefore`; without, nothing was finished before. ``note`` hears of each
-        statement that is not replicated.
+        ``base`` is the base at ``done``; None: not known, and of no matter. ``scan``: of the statements ahead; without,
+        row keys are taken to be those of today. ``finished_before``: as `FinishedBefore`; without, nothing was finished
+        before. ``note`` hears of each statement that is not replicated.
         """
-        self.base = base
+        self.base = base or 0
+        self._is_based = base is not None
         self.counters = Counters()
         self.committed_at = 0
         self._replicated = replicated
@@ -217,6 +218,7 @@ class TransactionStream:
         self._passing = False
         self._skipping = False
         self._applied: int | None = None
+        self._applied_before: int | None = None
         self._spool: Spool | None = None
         self._xid: Xid | None = None
         self._alter = 0
@@ -434,7 +436,7 @@ class TransactionStream:
             self._first = False
             if table.name == PROGRESS:
                 size = table.layout_bytes[kind == RowKind.UPDATE]
-                self._applied = read_applied(table.parsed, size, event, kind, extra, compressed)
+                self._applied_before, self._applied = read_applied(table.parsed, size, event, kind, extra, compressed)
                 self._mode = _PASS
                 return None
         if table.keys is None:
@@ -523,10 +525,22 @@ class TransactionStream:
         elif self._applied is not None:
             self.counters.applied += 1
             if not self._passing:
+                self._look_for_gap()
                 self.base = self._applied
         self._end_group(event)
         if rows is not None:
             yield rows
+
+    def _look_for_gap(self) -> None:
+        """An applied transaction begins where the one before has ended: else the server wrote what is in no file that
+        it has now, and perhaps local transactions with it."""
+        before = self._applied_before
+        if self._is_based and before is not None and before > self.base:
+            file, offset = self._cursor.at
+            raise PositionLost(
+                f"behind {file}:{offset} it goes on with log index {before + 1}, where {self.base} was the last. What "
+                "the server wrote in between is not in this binlog (skip_log_bin, another log_bin, a file removed)"
+            )
 
     def _end_group(self, event: bytes) -> None:
         cursor = self._cursor

@@ -24,8 +24,13 @@ from mysqlraft.replication.entry import Payload, PayloadKind
 from mysqlraft.sandbox.servers import Engine, Server
 from tests.binlog.tap import events, settings
 from tests.harness.pool import ServerFactory
-from tests.replication.capture_rig import capturing, run
+from tests.replication.capture_rig import PROGRESS, capturing, run
 
+_APPLIED = "UPDATE mysqlraft.progress SET applied = {}"
+_MODES = {
+    last: [f"SET GLOBAL gtid_mode = {mode}" for mode in (*way, last)]
+    for last, way in (("OFF", ("ON_PERMISSIVE", "OFF_PERMISSIVE")), ("ON", ("OFF_PERMISSIVE", "ON_PERMISSIVE")))
+}
 _TABLE = ("CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, v LONGTEXT)")
 
 
@@ -166,6 +171,48 @@ def test_purged(server: Server, position: str) -> None:
         assert "load this site anew" in str(rig.error)
         assert state.resume.file in str(rig.error)
         assert rig.payloads == []
+
+
+def test_a_gap_in_the_binlog(server: Server) -> None:
+    """The server was run without its binlog, or with another one: what it wrote meanwhile is not passed over in
+    silence."""
+    run(server, *_TABLE, *PROGRESS)
+    with capturing(server) as rig:
+        run(server, _APPLIED.format(5), "INSERT INTO d.t VALUES (1, 'a')", _APPLIED.format(7))
+        run(server, "INSERT INTO d.t VALUES (2, 'b')")
+        rig.wait(lambda: [unit.base for payload in rig.payloads for unit in payload.units] == [5, 7])
+        run(server, "SET SESSION sql_log_bin = 0", "INSERT INTO d.t VALUES (3, 'lost')", _APPLIED.format(8))
+        run(server, _APPLIED.format(9), "INSERT INTO d.t VALUES (4, 'd')")
+        rig.wait(lambda: rig.error is not None)
+        assert isinstance(rig.error, PositionLost)
+        assert "goes on with log index 9, where 7 was the last" in str(rig.error)
+        assert [unit.base for payload in rig.payloads for unit in payload.units] == [5, 7]
+
+
+def test_what_was_committed_under_another_gtid_mode(server: Server, engine: Engine) -> None:
+    """The server does not send it: capture says what to do, and goes on once that is done."""
+    if engine == "mariadb":
+        return
+    run(server, *_TABLE)
+    with capturing(server) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 'a')")
+        rig.wait(lambda: rig.payloads)
+        state = rig.state()
+    run(server, *_MODES["OFF"])
+    with capturing(server, state) as rig:
+        # All that has a GTID was read.
+        run(server, "INSERT INTO d.t VALUES (2, 'b')")
+        rig.wait(lambda: rig.log() == [[("d.t", "WRITE", None, 2)]])
+        state = rig.state()
+    for number, mode in ((3, "ON"), (4, "OFF")):
+        run(server, f"INSERT INTO d.t VALUES ({number}, 'x')", *_MODES[mode])
+        permissive = f"SET GLOBAL gtid_mode = {mode}_PERMISSIVE"
+        with capturing(server, state) as rig:
+            rig.wait(lambda rig=rig, hint=permissive: hint in rig.capture.status()["last_error"])  # type: ignore[misc]
+            run(server, permissive)
+            rig.wait(lambda rig=rig, row=number: rig.log() == [[("d.t", "WRITE", None, row)]])  # type: ignore[misc]
+            state = rig.state()
+        run(server, f"SET GLOBAL gtid_mode = {mode}")
 
 
 def test_reset(server: Server) -> None:
