@@ -77,6 +77,10 @@ _TORN = re.compile(r"truncated in the middle of event.* the last event read from
 """Error 1236 of a file that ends in the middle of an event; the file's name."""
 
 
+_OTHER_MODE = re.compile(r"GTID_MODE = (ON|OFF)")
+"""Error 1236 of what was committed under the other mode, before the server was restarted under this one."""
+
+
 class LargeEvent:
     """An event that arrives in several packets. Read it to its end before the next event."""
 
@@ -119,8 +123,8 @@ class DumpConnection:
         self._heartbeat = heartbeat
         self._aborted = False
         self._server = server
-        self._torn: TornFile | None = None
-        """The error that this dump has ended with, once what came before it has been given out."""
+        self._ended: BinlogError | ConnectionLost | None = None
+        """The error that this dump has ended with: it is told once what came before it has been given out."""
         self._ahead = 0
         """Up to where in the buffer `peek` has read complete packets."""
         self._open()
@@ -271,16 +275,18 @@ class DumpConnection:
         return self._arrived(self._skim)
 
     def _arrived(self, cut: Callable[[list[bytes | LargeEvent]], None]) -> list[bytes | LargeEvent]:
-        if self._continued:
+        if self._continued and self._ended is None:
             raise BinlogError("a large event was not read to its end")
         events: list[bytes | LargeEvent] = []
         while not events:
-            if self._torn is not None:
-                self._go_on_behind(self._torn)
+            if isinstance(self._ended, TornFile):
+                self._go_on_behind(self._ended)
+            elif self._ended is not None:
+                raise self._ended
             try:
                 cut(events)
-            except TornFile as torn:
-                self._torn = torn
+            except (BinlogError, ConnectionLost) as error:
+                self._ended = error
                 continue
             if not events:
                 self._fill()
@@ -297,7 +303,7 @@ class DumpConnection:
             files = [str(row[0]) for row in cursor.fetchall()]
         if torn.file not in files[:-1]:
             raise BinlogError(str(torn))
-        self._torn = None
+        self._ended = None
         self.start_at(files[files.index(torn.file) + 1], 4)
 
     def _cut_next(self, events: list[bytes | LargeEvent]) -> None:
@@ -448,6 +454,10 @@ class DumpConnection:
             raise ConnectionLost(message)
         if code == 1236 and "same server_uuid" in message:
             raise ConnectionLost(message)
+        if code == 1236 and (mode := _OTHER_MODE.search(message)):
+            raise ConnectionLost(
+                f"{message} SET GLOBAL gtid_mode = {mode[1]}_PERMISSIVE until this site's daemon has read on"
+            )
         raise BinlogError(f"the server refuses the dump: error {code}: {message}")
 
 
