@@ -294,6 +294,8 @@ class Applier:
         self._last_taken = 0
         """Log index; what comes after what is in the tables, up to here, has to be read again after a failure."""
         self._last_stepped = 0
+        self._last_told = 0
+        """Log index up to which `on_step` has been called: not for an entry that the server was lost at."""
         self._one_by_one_until = 0
 
     def stop(self) -> None:
@@ -360,7 +362,7 @@ class Applier:
     def _start(self) -> ReplicationState:
         self._with_session(lambda session: ensure_schema(session.query))
         state = self._load()
-        self._last_stepped = state.index
+        self._last_stepped = self._last_told = state.index
         if self._on_ready is not None:
             self._on_ready(state)
         self._log.want(state.index + 1)
@@ -494,13 +496,13 @@ class Applier:
         except (OtherVersion, TableMismatch, BinlogError) as error:
             raise ApplyError(f"log index {entry.index}, from site {entry.origin}: {error}") from error
         finally:
-            new = entry.index > self._last_stepped
             self._last_stepped = max(self._last_stepped, entry.index)
         if step.accepted and entry.origin == self._site:
             self._pending.returned(entry.session, entry.sequence)
         if step.kind is StepKind.UNITS and step.payload is not None:
             self._recent.add(entry.index, step.payload, len(entry.payload))
-        if new and self._on_step is not None:
+        if entry.index > self._last_told and self._on_step is not None:
+            self._last_told = entry.index
             self._on_step(entry, step, builder.state)
         return step
 

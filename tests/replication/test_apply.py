@@ -16,12 +16,14 @@ from typing import Any
 
 import pymysql
 import pytest
+from pymysql.constants import CR
 
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.mysql.connection import Session
 from mysqlraft.mysql.schema import ensure_schema
 from mysqlraft.replication import apply_session, certify, runs
 from mysqlraft.replication.apply import ApplyState
+from mysqlraft.replication.batch import BatchBuilder
 from mysqlraft.replication.batch_writer import certification, progress
 from mysqlraft.replication.certify import Verdict
 from mysqlraft.replication.conflicts import ConflictWriter
@@ -72,6 +74,35 @@ def same_everywhere(sites: Sequence[SiteUnderTest], *tables: str) -> None:
     for table in (*tables, "mysqlraft.conflicts"):
         sums = [checksum(site, table) for site in sites]
         assert all(each == sums[0] for each in sums), (table, sums)
+
+
+def test_an_entry_that_the_server_is_lost_at_is_told_all_the_same(
+    servers: LendServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever counts what has come back (`pending`) hears of each entry once."""
+    told: dict[int, list[int]] = {1: [], 2: []}
+    lost = ["the server has gone away"] * 2
+    stepped, unit = SiteUnderTest._stepped, BatchBuilder._unit
+
+    def tell(site: SiteUnderTest, entry: Any, *arguments: Any) -> None:
+        told[site.number].append(entry.index)
+        stepped(site, entry, *arguments)
+
+    def lose(*arguments: Any) -> None:
+        if lost:
+            raise pymysql.err.OperationalError(CR.CR_SERVER_LOST, lost.pop())
+        unit(*arguments)
+
+    monkeypatch.setattr(SiteUnderTest, "_stepped", tell)
+    with cluster(servers(2)) as sites:
+        monkeypatch.setattr(BatchBuilder, "_unit", lose)
+        for number, site in enumerate(sites):
+            site.execute(f"INSERT INTO s.t VALUES ({number}, {number}, 'a')")
+        settle(sites)
+        assert not lost
+        for indices in told.values():
+            assert indices == list(range(indices[0], indices[-1] + 1))
+        same_everywhere(sites, "s.t")
 
 
 def test_writes_everywhere_with_conflicts(servers: LendServers) -> None:
