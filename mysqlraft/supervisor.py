@@ -39,6 +39,8 @@ SILENT_AFTER = 5.0
 """Seconds after which what a silent replica has reported is not true any more; it reports every `BEAT_SECONDS`."""
 END_AFTER = 15.0
 """Seconds of silence after which a replica process is killed: it hangs."""
+START_WITHIN = 60.0
+"""The same before its first message: a busy machine takes a while to load a program."""
 _COUNT_SECONDS = 0.5
 
 STOP_SECONDS = 8.0
@@ -84,7 +86,7 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """What the replica said last, with the state and reason that are true now."""
         reported = self._feed is not None and "state" in self._report
-        age = self._feed.silent if self._feed is not None else 0.0
+        age = self._feed.silent if self._feed is not None and self._feed.begun else 0.0
         found = {
             **self._report,
             "state": self._report["state"] if reported else self._state.value,
@@ -256,7 +258,7 @@ class Supervisor:
     async def _end_when_silent(self, feed: _Feed, process: asyncio.subprocess.Process) -> None:
         """Kills a process that hangs. Its silence is counted, not measured: what this process itself was kept from
         hearing, while it was stopped or the machine slept, does not count."""
-        while feed.silent < END_AFTER:
+        while feed.silent < (END_AFTER if feed.begun else START_WITHIN):
             await asyncio.sleep(_COUNT_SECONDS)
             feed.silent += _COUNT_SECONDS
         feed.why = f"it had not reported for {feed.silent:.0f} s, and was killed"
@@ -291,6 +293,8 @@ class _Feed:
         self._end = asyncio.Event()
         self.silent = 0.0
         """Seconds since the last message on this stream, as far as they were counted."""
+        self.begun = False
+        """Whether there has been one."""
         self._session = 0
         self._sequence = 0
         self._held = 0
@@ -328,7 +332,7 @@ class _Feed:
         self._end.set()
 
     def _received(self, message: list[Any]) -> None:
-        self.silent = 0.0
+        self.silent, self.begun = 0.0, True
         match message:
             case [Say.BEAT]:
                 pass

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mysqlraft.sandbox.cluster import ClusterSite
-from tests.daemon.test_daemon import came_back, has_table, log, make, pair, row, site, sql, state, until
+from mysqlraft.supervisor import END_AFTER
+from tests.daemon.test_daemon import came_back, has_table, log, make, pair, row, site, sql, state, status, until
 
 __all__ = ["make", "pair", "site"]
 
@@ -30,7 +31,7 @@ def write(site: ClusterSite, number: int) -> None:
 
 def stopped_or_started_since(site: ClusterSite, killed: int | None) -> bool:
     now = row(site)["state"]
-    return now == "stopped" or (site.daemon.status()["replica"]["pid"] not in (None, killed) and now == "running")
+    return now == "stopped" or (status(site)["replica"]["pid"] not in (None, killed) and now == "running")
 
 
 @pytest.fixture
@@ -106,8 +107,7 @@ def test_rights_that_are_taken_away(pair: tuple[ClusterSite, ClusterSite]) -> No
     grants = [grant for (grant,) in sql(there, f"SHOW GRANTS FOR {who}")]
     sql(there, f"REVOKE ALL PRIVILEGES, GRANT OPTION FROM {who}")
     sql(here, "INSERT INTO shop.t VALUES (1)")
-    until(lambda: "denied" in row(there)["reason"], "what is lacking")
-    assert row(there)["state"] == "retrying"
+    state(there, "retrying", "denied")
     sql(there, *grants)
     until(lambda: sql(there, "SELECT a FROM shop.t") == ((1,),), "it goes on by itself")
     state(there, "running")
@@ -159,3 +159,18 @@ def test_what_nobody_has_thought_of(site: ClusterSite, tmp_path: Path, monkeypat
         fault.unlink()
         reload(site)
         state(site, "running")
+
+
+@pytest.mark.parametrize("engine", ["mariadb"], indirect=True)
+def test_a_program_that_is_loaded_slowly(site: ClusterSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where everything starts at once: it is not taken for one that hangs."""
+    seconds = END_AFTER + 2
+    slow = f"import sys, time\nif 'mysqlraft.replication.replica' in sys.orig_argv: time.sleep({seconds})\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    site.daemon.start()
+    first = until(lambda: site.daemon.replica_pid, "a replica process")
+    state(site, "starting", "the replica process is starting")
+    state(site, "running")
+    assert site.daemon.replica_pid == first
+    assert "silent" not in log(site)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mysqlraft.sandbox.cluster import Cluster, ClusterSite
-from tests.daemon.test_daemon import ask, came_back, has_table, make, row, sql, state, until
+from tests.daemon.test_daemon import ask, came_back, has_table, make, row, sql, state, status, until
 
 __all__ = ["make"]  # a fixture
 
@@ -113,7 +113,7 @@ def test_a_site_joins_and_is_removed(make: Callable[[int], Cluster]) -> None:
     sql(first, "INSERT INTO shop.t VALUES (5)")
     until(lambda: [len(sql(one, "SELECT a FROM shop.t")) for one in (first, second)] == [3, 3], "the members go on")
     assert len(sql(third, "SELECT a FROM shop.t")) == 3
-    assert [one["name"] for one in first.daemon.status()["sites"]] == [first.name, second.name]
+    assert [one["name"] for one in status(first)["sites"]] == [first.name, second.name]
 
     # It comes back with what it has, and with what it wrote meanwhile.
     tell(first, "members", "add", "3", third.name, address)
@@ -172,7 +172,7 @@ def test_a_barrier_shows_what_was_written_elsewhere(make: Callable[[int], Cluste
 
     # Nobody who could say what is committed.
     here.daemon.kill()
-    until(lambda: there.daemon.status()["leader"] is None, "no leader")
+    until(lambda: status(there)["leader"] is None, "no leader")
     alone = command(there, "barrier", "--timeout", "0.5")
     assert alone.returncode == 3
     assert "no leader has answered within 0.5 s" in alone.stderr
