@@ -56,14 +56,15 @@ _NO_SUCH_THREAD, _NOT_OWNER = 1094, 1095
 _QUIET = "Sleep"
 
 _HOLDERS_MYSQL = """
-SELECT DISTINCT b.trx_mysql_thread_id, TIMESTAMPDIFF(SECOND, b.trx_started, NOW()), 1
+SELECT DISTINCT b.trx_mysql_thread_id, b.trx_started, TIMESTAMPDIFF(SECOND, b.trx_started, NOW()), 1
 FROM information_schema.innodb_trx r
 JOIN performance_schema.data_lock_waits w ON w.requesting_engine_transaction_id = r.trx_id
 JOIN performance_schema.data_locks l ON l.engine_lock_id = w.blocking_engine_lock_id AND l.lock_status = 'GRANTED'
 JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_engine_transaction_id
 WHERE r.trx_mysql_thread_id = {}"""
 _HOLDERS_MARIADB = """
-SELECT DISTINCT b.trx_mysql_thread_id, TIMESTAMPDIFF(SECOND, b.trx_started, NOW()) AS seconds, b.trx_id <> 0 AS certain
+SELECT DISTINCT b.trx_mysql_thread_id, b.trx_started, TIMESTAMPDIFF(SECOND, b.trx_started, NOW()) AS seconds,
+b.trx_id <> 0 AS certain
 FROM information_schema.innodb_trx r
 JOIN information_schema.innodb_lock_waits w ON w.requesting_trx_id = r.trx_id
 JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_trx_id
@@ -71,10 +72,10 @@ WHERE r.trx_mysql_thread_id = {}
 AND (b.trx_requested_lock_id IS NULL OR b.trx_requested_lock_id <> w.blocking_lock_id)
 AND (b.trx_id <> 0 OR b.trx_rows_locked > 0)
 ORDER BY certain DESC, seconds DESC"""
-"""Who holds what the session waits for: (thread, seconds since its transaction began, whether that is certain). Those
-that wait in front of it in the queue are not meant: they hold nothing of it yet. MariaDB calls all transactions 0 that
-have written nothing and locked rows for reading at most: there it may be any of those that have locked rows. The oldest
-comes first."""
+"""Who holds what the session waits for: (thread, when its transaction began, how many seconds ago, whether that is
+certain). Those that wait in front of it in the queue are not meant: they hold nothing of it yet. MariaDB calls all
+transactions 0 that have written nothing and locked rows for reading at most: there it may be any of those that have
+locked rows. The oldest comes first."""
 
 _GAP_MYSQL = """
 SELECT CONCAT('`', REPLACE(l.object_schema, '`', '``'), '`.`', REPLACE(l.object_name, '`', '``'), '`')
@@ -96,6 +97,7 @@ class Holder:
 
     thread: int
     account: str
+    began: str
     seconds: int
     statement: str
     certain: bool
@@ -136,6 +138,9 @@ class ServerWatch:
         self._answered = time.monotonic()
         self._waits_since: float | None = None
         self._failing_since: float | None = None
+        self._held_since: dict[tuple[int, str], float] = {}
+        """Since when the transactions that apply waits for were seen to hold what it waits for: by thread and
+        beginning."""
         self._idle: Session | None = None
         self._told = ""
         self._dam: TableDam | None = None
@@ -212,6 +217,7 @@ class ServerWatch:
         if session is None or not (waited >= LOOK_AFTER or (since is not None and self._insists)):
             self.waits_for, self._idle = "", None
             self._ended.clear()
+            self._held_since.clear()
             self._query("SELECT 1")  # now it is known which kind of server it is
             settings = self._query(REPLAY_QUERY)[0] if self._mariadb else None
             if settings is not None and session is not None and (why := replays_otherwise(*settings)):
@@ -232,13 +238,19 @@ class ServerWatch:
             self._look_for_gap(session)
         holders = self._holders(session)
         self._waits_since = since if holders else None
+        now = time.monotonic()
+        self._held_since = {
+            transaction: self._held_since.get(transaction, now)
+            for transaction in ((holder.thread, holder.began) for holder in holders)
+        }
         self.waits_for = str(holders[0]) if holders and waited >= TELL_AFTER else ""
-        if self._yield_after is None or not holders:
+        if self._yield_after is None or session.waiting_since != since:
             return
-        if (waited >= self._yield_after or self._insists) and session.waiting_since == since:
-            for holder in holders:
-                if self._end(holder) and not holder.certain:
-                    break  # perhaps it was this one
+        for holder in holders:
+            # How long apply has waited does not matter: it may be behind many who hold the row for a moment each.
+            held = now - self._held_since[holder.thread, holder.began]
+            if (held >= self._yield_after or self._insists) and self._end(holder) and not holder.certain:
+                break  # perhaps it was this one
 
     def _look_for_gap(self, session: Session) -> None:
         """Makes a dam if the session waits for a place between rows."""
@@ -291,14 +303,15 @@ class ServerWatch:
     def _holders(self, session: Session) -> list[Holder]:
         rows = self._seen((_HOLDERS_MARIADB if self._mariadb else _HOLDERS_MYSQL).format(session.id))
         found = []
-        for thread, seconds, certain in rows:
+        for thread, began, seconds, certain in rows:
             if not thread:
-                found.append(Holder(0, "", int(seconds), "", True))
+                found.append(Holder(0, "", str(began), int(seconds), "", True))
                 continue
             known = self._query(f"SELECT user, host, info FROM information_schema.processlist WHERE id = {int(thread)}")
             user, host, info = known[0] if known else ("?", "?", None)
             if user != "system user":
-                found.append(Holder(int(thread), f"{user}@{host}", int(seconds), str(info or "")[:200], bool(certain)))
+                statement = str(info or "")[:200]
+                found.append(Holder(int(thread), f"{user}@{host}", str(began), int(seconds), statement, bool(certain)))
         return found
 
     def _end(self, holder: Holder) -> bool:

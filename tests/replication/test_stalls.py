@@ -229,6 +229,23 @@ def test_the_application_yields(watched: list[Server]) -> None:
         same_everywhere(sites, "s.t")
 
 
+def test_a_long_queue_ends_nobody(watched: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in front of apply hold the row for a moment each, and together for longer than one may."""
+    monkeypatch.setattr(server_watch, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(server_watch, "LOOK_AFTER", 0.2)
+    with cluster(watched, yield_after=2) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old')")
+        settle(sites)
+        with holding(two.server, 1, 0.4, 12) as held:
+            wait_for(lambda: len(held) >= 4, 30, held)
+            one.execute("UPDATE s.t SET v = 'new'")
+            wait_for(lambda: two.execute("SELECT v FROM s.t") == [("new",)], 30, two)
+        assert two.applier.watch.yielded == 0
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
 def test_a_locked_table_ends_nobody_who_holds_a_row(watched: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
     """Apply waits for a table for longer than the application may hold a row, and then for a row that nobody holds for
     long."""
