@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from mysqlraft.binlog.changes import SchemaChange
@@ -18,7 +17,6 @@ from mysqlraft.binlog.statements import Statement, StatementKind, words
 from mysqlraft.binlog.temporary_tables import TemporaryTables
 
 _START_TRANSACTION = "START TRANSACTION"
-_IF_EXISTS = re.compile(r"\s*DROP\s+\w+\s+(?:/\*.*?\*/\s*)?IF\s+EXISTS\b", re.IGNORECASE)
 _OF_ONE_TABLE = ("ALTER TABLE", "CREATE INDEX", "DROP INDEX", "TRUNCATE TABLE")
 """Statements that a session which logs statements writes of its temporary tables as of any others."""
 _INSIDE = ("", "CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME")
@@ -57,6 +55,8 @@ def schema_change(
     def may(schema: str, table: str | None) -> bool:
         return bool(schema) and schema not in NEVER and replicated(schema, table)
 
+    if what.kind is StatementKind.UNKNOWN:
+        raise _untold(text)
     if what.kind is StatementKind.OTHER:
         if inside and what.verb.partition(" ")[0] not in _INSIDE:
             raise BinlogError(
@@ -79,6 +79,9 @@ def schema_change(
     if flags & THREAD_SPECIFIC and what.verb in _OF_ONE_TABLE and (found.thread_id, what.objects[0]) in temporary:
         note(f"not replicated: {what.verb} of a temporary table")
         return None
+    # A function that is a program's is in no schema.
+    if any(not schema for schema, _ in what.objects) and not what.verb.endswith(" FUNCTION"):
+        raise _untold(text)
     objects = [(schema, table) for schema, table in what.objects if may(schema, table)]
     if what.verb.endswith(" TRIGGER") and len(objects) < len(what.objects):
         objects = []  # of a table that is not replicated
@@ -116,6 +119,10 @@ def schema_change(
     return SchemaChange(list(tables), statement, text, found.schema, context.variables, committed_at, inside)
 
 
+def _untold(statement: str) -> BinlogError:
+    return BinlogError(f"a statement of which this mysqlraft does not know what it changes: {statement[:200]}")
+
+
 def _by_itself(text: str, statement: bytes) -> tuple[str, bytes]:
     """CREATE TABLE without what says that the table's rows follow in the same transaction; its partitions may be behind
     that."""
@@ -141,7 +148,7 @@ def _replicated_only(statement: str, what: Statement, objects: list[tuple[str, s
         BinlogError: nothing would be left that means the same.
     """
     if what.verb in ("DROP TABLE", "DROP TABLES", "DROP VIEW", "DROP SEQUENCE") and len(what.objects) <= _LONGEST_LIST:
-        exists = "IF EXISTS " if _IF_EXISTS.match(statement) else ""
+        exists = "IF EXISTS " if what.conditional else ""
         names = ", ".join(f"{_name(schema)}.{_name(table or '')}" for schema, table in objects)
         return f"{what.verb} {exists}{names}"
     raise _across(statement, next(pair for pair in what.objects if pair not in objects))

@@ -13,6 +13,7 @@ from mysqlraft.binlog.collations import Collations
 from mysqlraft.binlog.events import Query
 from mysqlraft.binlog.keys import KeySource
 from mysqlraft.binlog.session_context import session_context
+from mysqlraft.binlog.statements import without_mariadb
 
 _UTF8 = frozenset(("utf8mb4", "utf8mb3", "utf8", "ascii", "binary"))
 _AS_BYTES = frozenset(("swe7",))
@@ -69,6 +70,8 @@ def text_of(found: Query, statement: bytes, source: KeySource, *, mariadb: bool)
         pymysql.err.MySQLError: the server cannot be asked.
     """
     if statement.isascii():
-        return statement.decode()
-    client = session_context(found.status, 0, mariadb=mariadb).variables.get("character_set_client", 45)
-    return source.text(statement, int(client))
+        text = statement.decode()
+    else:
+        client = session_context(found.status, 0, mariadb=mariadb).variables.get("character_set_client", 45)
+        text = source.text(statement, int(client))
+    return text if mariadb else without_mariadb(text)

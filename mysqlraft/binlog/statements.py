@@ -21,6 +21,7 @@ class StatementKind(Enum):
     SCHEMA = "changes a schema or its tables"
     ROWS = "changes rows, logged as a statement"
     OTHER = "changes neither"
+    UNKNOWN = "cannot be told"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Statement:
 
 
 _TOKEN = re.compile(
-    r"""\s+ | --[ \t][^\n]*(?:\n|$) | \#[^\n]*(?:\n|$)
+    r"""\s+ | --(?=[\x00-\x20\x7f]|$)[^\n]*(?:\n|$) | \#[^\n]*(?:\n|$)
       | /\*(?!M?!) .*? \*/
       | (?P<open>/\*M?!\d*) | (?P<close>\*/)
       | `(?P<quoted>(?:[^`]|``)*)`
@@ -64,11 +65,22 @@ _OBJECTS = frozenset(
         *("TRIGGER", "PROCEDURE", "FUNCTION", "SEQUENCE", "PACKAGE", "LIBRARY", "EVENT"),
     )
 )
-_OTHER_OBJECTS = frozenset(("USER", "ROLE", "SERVER", "TABLESPACE", "LOGFILE", "RESOURCE", "INSTANCE"))
+# REFERENCE: of a SPATIAL REFERENCE SYSTEM
+_OTHER_OBJECTS = frozenset(("USER", "ROLE", "SERVER", "TABLESPACE", "LOGFILE", "RESOURCE", "INSTANCE", "REFERENCE"))
+_NEITHER = frozenset(
+    (
+        *("", "GRANT", "REVOKE", "SET", "FLUSH", "ANALYZE", "OPTIMIZE", "REPAIR", "CHECK", "CHECKSUM", "CACHE"),
+        *("INSTALL", "UNINSTALL", "IMPORT", "BACKUP", "CLONE", "CHANGE", "START", "STOP", "RESET", "PURGE", "BINLOG"),
+        *("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "XA", "LOCK", "UNLOCK", "USE", "HANDLER", "KILL"),
+        *("SHUTDOWN", "RESTART", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "HELP", "PREPARE", "EXECUTE", "DEALLOCATE"),
+    )
+)
+"""How statements begin that change neither a schema nor rows; "" for nothing but comments."""
 # SELECT is in the binlog only when a function that it calls changes rows.
 _ROWS = frozenset(("SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH", "DO"))
 
 
+_MARIADB = "/*M!"
 _LONGEST = 4000
 """Tokens of a statement that are looked at."""
 _WHOLE = frozenset(("ALTER", "DROP", "RENAME"))
@@ -99,6 +111,15 @@ def words(text: str) -> Iterator[Word]:
                 yield Word(string[1:-1].replace('""', '"'), True, start, end)
             else:
                 yield Word("'", False, start, end)
+
+
+def without_mariadb(text: str) -> str:
+    """A statement of MySQL's, which does not run what MariaDB does of comments that begin with M!."""
+    while _MARIADB in text and (
+        mark := next((found for found in _TOKEN.finditer(text) if (found["open"] or "").startswith(_MARIADB)), None)
+    ):
+        text = f"{text[: mark.start()]}/* !{text[mark.start() + len(_MARIADB) :]}"
+    return text
 
 
 class Reader:
@@ -172,7 +193,7 @@ def classify(text: str, schema: str) -> Statement:
         before = {a[0] for a, b in pairwise(reader.tokens) if b == (".", False)}
         return Statement(StatementKind.ROWS, verb, tuple((name, None) for name in sorted(before | {schema} - {""})))
     if verb not in ("CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME"):
-        return Statement(StatementKind.OTHER, verb)
+        return Statement(StatementKind.OTHER if verb in _NEITHER else StatementKind.UNKNOWN, verb)
     reader.at += 1
     temporary = replaces = False
     if verb != "TRUNCATE" or reader.word() == "TABLE":
@@ -180,13 +201,17 @@ def classify(text: str, schema: str) -> Statement:
         while reader.at < len(reader.tokens) and reader.word() not in _OBJECTS | _OTHER_OBJECTS:
             temporary = temporary or reader.word() == "TEMPORARY"
             replaces = replaces or reader.word() == "REPLACE"
+            account = reader.take("DEFINER", "=")  # which may be called like an object
             reader.at += 1
+            if account and reader.take("@"):
+                reader.at += 1
     kind = reader.word()
     if verb == "TRUNCATE" and kind not in _OBJECTS:
         kind, reader.at = "TABLE", reader.at - 1
     reader.at += 1
     if kind not in _OBJECTS:
-        return Statement(StatementKind.OTHER, f"{verb} {kind}".strip())
+        known = kind in _OTHER_OBJECTS
+        return Statement(StatementKind.OTHER if known else StatementKind.UNKNOWN, f"{verb} {kind}".strip())
     reader.take("WAIT") or reader.take("NOWAIT")
     if kind == "PACKAGE":
         reader.take("BODY")

@@ -14,7 +14,7 @@ from mysqlraft.binlog.position import file_number
 from mysqlraft.binlog.read_on import ReadOn
 from mysqlraft.binlog.session_context import Context, session_context
 from mysqlraft.binlog.statement_text import statement_text
-from mysqlraft.binlog.statements import StatementKind, classify
+from mysqlraft.binlog.statements import StatementKind, classify, without_mariadb
 from mysqlraft.replication.additions import Additions
 from mysqlraft.replication.entry import Ddl
 
@@ -45,7 +45,8 @@ class Logged(NamedTuple):
     def text(self, collations: Collations, *, mariadb: bool) -> str:
         """Raises as `context` does, and as `statement_text`."""
         client = int(self.context(mariadb=mariadb).get("character_set_client", _UTF8))
-        return statement_text(self.statement, client, collations)
+        text = statement_text(self.statement, client, collations)
+        return text if mariadb else without_mariadb(text)
 
 
 def statements_after(open_dump: OpenDump, start: ReadOn, end: tuple[str, int]) -> Iterator[Logged]:

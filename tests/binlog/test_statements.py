@@ -8,7 +8,7 @@ from mysqlraft.binlog import scheduled_events
 from mysqlraft.binlog.commuting import commutes
 from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.repeating import ONLY_MAKES, repetition
-from mysqlraft.binlog.statements import classify
+from mysqlraft.binlog.statements import StatementKind, classify
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,34 @@ def test_it_does_not_commute(statement: str) -> None:
         ("DROP LIBRARY IF EXISTS d.l", [("d", "LIBRARY l")]),
         ("CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET @a = 1", [("s", "TRIGGER tr"), ("s", "t")]),
         ("ALTER DEFINER=a@b EVENT e ON SCHEDULE EVERY 1 DAY RENAME TO d.f", [("s", "EVENT e"), ("d", "EVENT f")]),
+        ("ALTER DEFINER=event@table EVENT e COMMENT 'x'", [("s", "EVENT e")]),
+        ("CREATE DEFINER = CURRENT_USER() TRIGGER tr BEFORE INSERT ON t", [("s", "TRIGGER tr"), ("s", "t")]),
         ("CREATE TABLE `ü` (id INT)", [("s", None)]),
         ("DROP TABLE " + ", ".join(f"t{n}" for n in range(3000)), [("s", f"t{n}") for n in range(3000)]),
     ],
 )
 def test_tables(statement: str, tables: list[tuple[str, str | None]]) -> None:
     assert list(dict.fromkeys(classify(statement, "s").tables)) == tables
+
+
+@pytest.mark.parametrize("comment", ["--\n", "--\r\n", "--\x01x\n", "-- x\n--\n", "#\n", "/**/", "/*/ x */"])
+def test_a_comment_hides_nothing(comment: str) -> None:
+    found = classify(f"{comment}ALTER {comment}TABLE {comment}t {comment}ADD a INT", "s")
+    assert (found.kind, found.tables) == (StatementKind.SCHEMA, (("s", "t"),))
+    assert classify(comment.strip(), "s").kind is StatementKind.OTHER
+
+
+@pytest.mark.parametrize("statement", ["- x", "FOO BAR", "CREATE CATALOG c", "/*M!100000 x */ CREATE TABLE t (id INT)"])
+def test_what_it_changes_cannot_be_told(statement: str) -> None:
+    assert classify(statement, "s").kind is StatementKind.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["GRANT ALL ON *.* TO a", "CREATE USER a", "RENAME USER a TO b", "CREATE SPATIAL REFERENCE SYSTEM 7 NAME 'x'"],
+)
+def test_it_changes_no_schema(statement: str) -> None:
+    assert classify(statement, "s").kind is StatementKind.OTHER
 
 
 @pytest.mark.parametrize(

@@ -607,3 +607,18 @@ def test_two_tables_change_places(servers: LendServers) -> None:
         settle(sites)
         same_everywhere(sites, "s.new", "s.gone")
         assert one.execute("SELECT v FROM s.new ORDER BY id") == [("now",), ("two",)]
+
+
+def test_statements_behind_comments(servers: LendServers) -> None:
+    """As drivers send what files hold; the last is how dumps of MariaDB begin, which MySQL reads as a comment."""
+    comments = ("--\n-- A table.\n--\n", "--\r\n", "#\n/**/", "/*M!999999\\- enable the sandbox mode */\n")
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        for number, comment in enumerate(comments):
+            one.execute(f"{comment}CREATE TABLE s.made{number} (id INT PRIMARY KEY)")
+            settle(sites)
+            two.execute(f"{comment}ALTER TABLE {comment} s.made{number} ADD n INT DEFAULT 5")
+            settle(sites)
+            one.execute(f"INSERT INTO s.made{number} (id) VALUES (1)")
+        settle(sites)
+        same_everywhere(sites, *(f"s.made{number}" for number in range(len(comments))))
