@@ -265,7 +265,10 @@ def _objects(reader: Reader, verb: str, kind: str, schema: str) -> tuple[_Names,
         tables = [(name, f"DATABASE {name}" if verb == "CREATE" else None) for name, _ in found]
     elif kind in ("INDEX", "TRIGGER"):
         if kind == "TRIGGER":
-            add(reader.name(schema), inside=True)
+            trigger = reader.name(schema)
+            add(trigger, inside=True)
+            # In a session without a default schema the table is in that of the trigger.
+            schema = schema or (trigger or ("", ""))[0]
         while reader.at < len(reader.tokens) and not reader.take("ON"):
             reader.at += 1
         add(reader.name(schema))

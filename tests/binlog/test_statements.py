@@ -116,6 +116,11 @@ def test_tables(statement: str, tables: list[tuple[str, str | None]]) -> None:
     assert list(dict.fromkeys(classify(statement, "s").tables)) == tables
 
 
+def test_a_trigger_without_a_default_schema() -> None:
+    found = classify("CREATE TRIGGER d.tr BEFORE INSERT ON t FOR EACH ROW SET @a = 1", "")
+    assert found.tables == (("d", "TRIGGER tr"), ("d", "t"))
+
+
 @pytest.mark.parametrize("comment", ["--\n", "--\r\n", "--\x01x\n", "-- x\n--\n", "#\n", "/**/", "/*/ x */"])
 def test_a_comment_hides_nothing(comment: str) -> None:
     found = classify(f"{comment}ALTER {comment}TABLE {comment}t {comment}ADD a INT", "s")

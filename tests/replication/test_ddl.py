@@ -609,6 +609,18 @@ def test_two_tables_change_places(servers: LendServers) -> None:
         assert one.execute("SELECT v FROM s.new ORDER BY id") == [("now",), ("two",)]
 
 
+def test_a_trigger_on_a_table_of_its_own_schema(servers: LendServers) -> None:
+    """Its session has no default schema, and the statement names that of the trigger only."""
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute("CREATE TRIGGER s.tr BEFORE INSERT ON t FOR EACH ROW SET NEW.v = 'set'")
+        settle(sites)
+        two.execute("INSERT INTO s.t VALUES (1, 1, 'given')")
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        assert one.execute("SELECT v FROM s.t") == [("set",)]
+
+
 def test_statements_behind_comments(servers: LendServers) -> None:
     """As drivers send what files hold; the last is how dumps of MariaDB begin, which MySQL reads as a comment."""
     comments = ("--\n-- A table.\n--\n", "--\r\n", "#\n/**/", "/*M!999999\\- enable the sandbox mode */\n")
