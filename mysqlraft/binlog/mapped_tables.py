@@ -12,7 +12,7 @@ from mysqlraft.binlog.keys import KeyDefinition, KeySource, Slicer, compile_slic
 from mysqlraft.binlog.own_schema import NEVER
 from mysqlraft.binlog.position import file_number
 from mysqlraft.binlog.rows import RowKind, RowsError, columns_of
-from mysqlraft.binlog.statement_scan import StatementScan, changed_tables
+from mysqlraft.binlog.statement_scan import ANYTHING, StatementScan, changed_tables
 from mysqlraft.binlog.tablemap import ColumnType
 
 
@@ -80,7 +80,7 @@ class MappedTables:
     def forget(self, tables: Iterable[tuple[str, str | None]]) -> None:
         """A statement on these tables may have changed their keys; table None: anything in the schema."""
         changed = set(changed_tables(tables))
-        if ("", None) in changed:
+        if ANYTHING in changed:
             self.by_map.clear()
             self._maps.clear()
             return

@@ -22,7 +22,7 @@ from mysqlraft.binlog.statements import StatementKind, classify
 _QUERIES = (int(EventType.QUERY), int(EventType.MARIADB_QUERY_COMPRESSED))
 _SHAPES = (b"BEGIN", b"COMMIT", b"ROLLBACK", b"SAVEPOINT ", b"RELEASE SAVEPOINT ", b"XA ")
 """How statements begin that shape a transaction."""
-_ANYTHING = ("", None)
+ANYTHING = ("", None)
 HELD_BYTES = 16 << 20
 """How much of the binlog is held in memory at most, to look at it before it is captured."""
 
@@ -61,7 +61,7 @@ class StatementScan:
             self._last.clear()
         if _order(self._to) < _order(end):
             self._read(end)
-        met = ((schema.lower(), table.lower()), (schema.lower(), None), _ANYTHING)
+        met = ((schema.lower(), table.lower()), (schema.lower(), None), ANYTHING)
         found = max((self._last[name] for name in met if name in self._last), key=_order, default=start)
         return found if _order(found) > _order(start) else None
 
@@ -117,13 +117,13 @@ class StatementScan:
         try:
             what = classify(text_of(found, statement, self._source, mariadb=mariadb), found.schema)
         except BinlogError:
-            return [_ANYTHING]  # capture will say what is wrong with it when it comes there
+            return [ANYTHING]  # capture will say what is wrong with it when it comes there
         return changed_tables(what.tables) if what.kind is StatementKind.SCHEMA else []
 
 
 def changed_tables(tables: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
     """What a statement on these tables may have changed the definition of, in lower case; ("", None): of anything."""
-    return [(schema.lower(), None if table is None else table.lower()) for schema, table in tables] or [_ANYTHING]
+    return [(schema.lower(), None if table is None else table.lower()) for schema, table in tables] or [ANYTHING]
 
 
 def _order(place: Place) -> tuple[int, int]:

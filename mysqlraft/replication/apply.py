@@ -57,7 +57,7 @@ from mysqlraft.replication.apply_session import (
     wait_for_tables,
 )
 from mysqlraft.replication.batch import Batch, BatchBuilder, CarriedWork, Lanes, LargeWork
-from mysqlraft.replication.batch_writer import BatchWriter, TablesChanged
+from mysqlraft.replication.batch_writer import BatchOutdated, BatchWriter, TablesChanged
 from mysqlraft.replication.binlog_statements import own_additions, own_statements
 from mysqlraft.replication.careful_lane import CarefulLane
 from mysqlraft.replication.certify import Verdict
@@ -261,7 +261,7 @@ class Applier:
         self._on_ready, self._on_step = on_ready, on_step
         self._directory = directory
         self._stop = threading.Event()
-        self._changed = threading.Event()
+        self._changed: deque[Sequence[tuple[str, str | None]]] = deque()
         self._asked: deque[Callable[[ReplicationState], None]] = deque()
         self._source = ServerKeySource(self._connect)
         self._recent = RecentEntries()
@@ -302,9 +302,9 @@ class Applier:
         """Makes `run` return soon; what is on its way to the server is waited for."""
         self._stop.set()
 
-    def forget_tables(self) -> None:
-        """The definition of a table may have changed; any thread may say so."""
-        self._changed.set()
+    def forget_tables(self, tables: Sequence[tuple[str, str | None]]) -> None:
+        """The definitions of these tables may have changed, as of `LocalTables.forget`; any thread may say so."""
+        self._changed.append(tables)
 
     def ask(self, what: Callable[[ReplicationState], None]) -> None:
         """Has ``what(state)`` called in `run`'s thread, soon, between two entries; any thread may ask."""
@@ -333,7 +333,8 @@ class Applier:
                     self._one_by_one_until = self._last_stepped + 1
                 except TablesChanged as error:
                     log.info("apply looks at tables again after log index %d: %s", self.status.index, error)
-                    self._forget_tables()
+                    if not isinstance(error, BatchOutdated):
+                        self._forget_tables()
                 except _OtherTables as error:
                     log.warning("%s: apply goes on from there", error)
                     self._retry(str(error))
@@ -433,9 +434,8 @@ class Applier:
                 if builder.entries:
                     self._dispatch(builder.take())
                 self._complete()
-            if self._changed.is_set():
-                self._changed.clear()
-                self._forget_tables()
+            while self._changed:
+                self._forget_tables(self._changed.popleft())
             step = self._step(builder, entry)
             if builder.entries == 1:
                 self._held_since = time.monotonic()
@@ -607,8 +607,8 @@ class Applier:
         assert step.certification is not None
         statement, certification = step.payload.ddl, step.certification
         where = f"log index {step.index}, from site {certification.origin}: {statement.shown}"
+        self._forget_tables(statement.tables)
         if step.index in self._skip:
-            self._forget_tables()
             return False
         tables = ", ".join(schema if name is None else f"{schema}.{name}" for schema, name in statement.tables)
         go_on = (
@@ -624,7 +624,6 @@ class Applier:
                 f"{where}: another site wrote rows of {tables} while the statement ran at site {certification.origin}, "
                 f"so they came after it there and before it elsewhere. {go_on}",
             )
-        self._forget_tables()
         if certification.own and not (raced and ddl.changes_rows(statement)):
             return False
         ways_on = (
@@ -829,8 +828,8 @@ class Applier:
             self._look_ahead.disconnect()
         self._session = self._writer = self.watch.session = None
 
-    def _forget_tables(self) -> None:
-        self._tables.forget()
+    def _forget_tables(self, tables: Iterable[tuple[str, str | None]] = ()) -> None:
+        self._tables.forget(tables)
         if self._conflicts is not None:
             self._conflicts.forget()
         if self._writer is not None:

@@ -42,6 +42,10 @@ class TablesChanged(Exception):
     """A table has got other columns since it was looked at: the batch is to be made anew."""
 
 
+class BatchOutdated(TablesChanged):
+    """Tables were forgotten after the batch was made."""
+
+
 class _Check(bytes):
     """`LocalTable.check`."""
 
@@ -120,6 +124,7 @@ class BatchWriter:
             SessionLost: the connection broke; whether it was committed is unknown.
             TableMismatch: as of the careful lane.
             TablesChanged: the transaction may still be open.
+            BatchOutdated: it has not been begun.
         """
         try:
             self._begin(batch)
@@ -130,7 +135,7 @@ class BatchWriter:
 
     def _begin(self, batch: Batch) -> None:
         if batch.units and batch.generation != self._careful.generation:
-            raise TablesChanged("a table may have changed since the batch was made")
+            raise BatchOutdated("a table may have changed since the batch was made")
         tables = self._tables = {}
         self._waiting, self._waiting_bytes = [], 0
         self._put([b"BEGIN", *progress(batch.index, batch.state, self._packet)])

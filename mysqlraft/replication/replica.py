@@ -72,7 +72,7 @@ from mysqlraft.mysql.finding import Finding
 from mysqlraft.mysql.preflight import any_case, inspect
 from mysqlraft.replication.apply import Applier, ApplyState
 from mysqlraft.replication.capture import Capture, CaptureState, UnitBroken, position_now
-from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, kind_of
+from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, decode, kind_of
 from mysqlraft.replication.filters import TableFilter
 from mysqlraft.replication.left_out import LeftOutRows
 from mysqlraft.replication.pending_rows import PendingRows
@@ -528,7 +528,9 @@ class Replica:
         assert self._applier is not None
         assert self._guard is not None
         if kind_of(payload) is PayloadKind.DDL:
-            self._applier.forget_tables()
+            ddl = decode(payload).ddl
+            assert ddl is not None
+            self._applier.forget_tables(ddl.tables)
         self._until_fit(session, partial(self._guard.errors, payload))
         self._link.propose(session, sequence, payload)
 

@@ -17,6 +17,7 @@ from pymysql.constants import ER
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.keys import KeyDefinition, keys_of
 from mysqlraft.binlog.rows import columns_of, split
+from mysqlraft.binlog.statement_scan import ANYTHING, changed_tables
 from mysqlraft.binlog.tablemap import (
     BINARY_COLLATION,
     Column,
@@ -130,7 +131,7 @@ class LocalTable:
 
 class LocalTables:
     """The tables at this site, looked up once for each table map until `forget`. ``added``: what statements added to
-    them; without it, what rows lack takes the table's default. ``generation`` counts how often all was forgotten."""
+    them; without it, what rows lack takes the table's default. ``generation`` counts how often any were forgotten."""
 
     def __init__(self, source: ServerKeySource, added: AddedValues | None = None) -> None:
         self.source = source
@@ -138,9 +139,13 @@ class LocalTables:
         self._added = added
         self._found: dict[bytes, LocalTable] = {}
 
-    def forget(self) -> None:
-        """A statement may have changed a table."""
-        self._found.clear()
+    def forget(self, tables: Iterable[tuple[str, str | None]] = ()) -> None:
+        """A statement on these may have changed them; a name None: anything in the schema; no tables: any."""
+        changed = set(changed_tables(tables))
+        for body, found in list(self._found.items()):
+            schema, table = found.map.schema.lower(), found.map.table.lower()
+            if changed & {(schema, table), (schema, None), ANYTHING}:
+                del self._found[body]
         self.generation += 1
 
     def find(self, body: bytes) -> LocalTable:

@@ -9,7 +9,8 @@ import pytest
 
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.tablemap import parse, widened
-from mysqlraft.mysql.schema import describe
+from mysqlraft.mysql.schema import Query, TableDefinition, describe
+from mysqlraft.replication import tables as local_tables
 from mysqlraft.replication.tables import LocalTables, TableMismatch, added_column
 from mysqlraft.sandbox.servers import Server
 from tests.replication.harness import run
@@ -70,6 +71,42 @@ def test_another_primary_key_is_a_difference(server: Server) -> None:
             tables = LocalTables(source)
             tables.forget()
             tables.find(body)
+
+
+def test_a_statement_has_its_own_tables_looked_up_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no others: a server may have thousands, and a statement on each of them."""
+    looked_up: list[tuple[str, str]] = []
+
+    def counted(query: Query, schema: str, table: str) -> TableDefinition | None:
+        looked_up.append((schema, table))
+        return describe(query, schema, table)
+
+    monkeypatch.setattr(local_tables, "describe", counted)
+    names = [("s", "t"), ("s", "u"), ("other", "t")]
+    with (
+        server.connect() as client,
+        client.cursor() as cursor,
+        closing(ServerKeySource(lambda: connection(server))) as source,
+    ):
+        run(cursor, "CREATE DATABASE s", "CREATE DATABASE other")
+        run(cursor, *(f"CREATE TABLE {schema}.{table} (a INT PRIMARY KEY)" for schema, table in names))
+        begin = here(server)
+        run(cursor, *(f"INSERT INTO {schema}.{table} VALUES (1)" for schema, table in names))
+        bodies = [body for unit in record(server, begin) for body in unit.tables]
+        tables = LocalTables(source)
+        cases: list[tuple[list[tuple[str, str | None]], list[tuple[str, str]]]] = [
+            ([], names),
+            ([("S", "T")], [("s", "t")]),
+            ([("s", None)], names[:2]),
+            ([("other", "u"), ("other", "t")], names[2:]),
+            ([("elsewhere", None)], []),
+        ]
+        for about, expected in cases:
+            tables.forget(about)
+            looked_up.clear()
+            for body in (*bodies, *bodies):
+                tables.find(body)
+            assert looked_up == expected
 
 
 def test_a_widened_table_map_is_what_the_server_writes(server: Server) -> None:
