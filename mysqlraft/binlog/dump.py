@@ -48,6 +48,8 @@ _COM_BINLOG_DUMP_GTID = 0x1E
 _CHECKSUM = 4
 _RESIDUE = 0x2144DF1C
 _LENGTH = struct.Struct("<I")
+_PACKET = struct.Struct("<IB4xB")
+"""A packet with an event: its length (and number), 0, the event's type."""
 _FORMAT_DESCRIPTION, _ROTATE = int(EventType.FORMAT_DESCRIPTION), int(EventType.ROTATE)
 _QUERY = int(EventType.QUERY)
 _HEADER = 19
@@ -352,16 +354,16 @@ class DumpConnection:
     def _skim(self, events: list[bytes | LargeEvent]) -> None:
         """Passes over packets that a reader of statements does not need, or cuts the next one that it does."""
         buffer, at, size = self._buffer, self._at, len(self._buffer)
-        unpack_length = _LENGTH.unpack_from
+        unpack, wanted, large = _PACKET.unpack_from, _SKIMMED, _LARGEST_PACKET
         tail = _CHECKSUM if self._checksummed else 0
-        passed, end = -1, size
-        while size - at > 4 + _HEADER:
-            length = unpack_length(buffer, at)[0] & 0xFFFFFF
+        passed, end, last = -1, size, size - 4 - _HEADER
+        while at < last:
+            length, status, kind = unpack(buffer, at)
+            length &= 0xFFFFFF
             end = at + 4 + length
-            if end > size or not _HEADER < length < _LARGEST_PACKET or buffer[at + 4]:
+            if end > size or status or not _HEADER < length < large:
                 break
-            kind = buffer[at + 9]
-            if kind in _SKIMMED and not (kind == _QUERY and is_begin(buffer[at + 5 : end - tail])):
+            if kind in wanted and not (kind == _QUERY and is_begin(buffer[at + 5 : end - tail])):
                 break
             passed, at = at, end
         self._at = at
