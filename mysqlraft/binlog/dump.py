@@ -220,7 +220,7 @@ class DumpConnection:
         returns False, before what is no plain event, and when ``most`` bytes are held.
 
         Raises:
-            as `skim` does.
+            ConnectionLost: as of `batch`, which reports whatever else is wrong.
         """
         checksummed = self._checksummed
         held = [self._buffer[self._at :]]
@@ -229,7 +229,10 @@ class DumpConnection:
             while (plain := self._next_is_plain()) is not False:
                 events: list[bytes | LargeEvent] = []
                 if plain:
-                    self._skim(events)
+                    try:
+                        self._skim(events)
+                    except BinlogError:
+                        return
                     if not all(map(see, events)):
                         return
                 elif size < most:
