@@ -19,6 +19,7 @@ from mysqlraft.mysql.connection import Session
 from mysqlraft.mysql.schema import SchemaError, ensure_schema
 from mysqlraft.raft import Entry, EntryKind, HardState, LevelDBStore, Write
 from mysqlraft.replication.apply import Applier
+from mysqlraft.replication.capture import CaptureState, position_now
 from mysqlraft.replication.entry import VERSION, Ddl, Flavour, Payload, PayloadError, PayloadKind, Position, decode
 from mysqlraft.replication.state import FORMAT, LogEntry, ReplicationState, StateError
 from mysqlraft.sandbox.servers import ENGINES, Engine, Server
@@ -201,7 +202,9 @@ def test_a_site_of_the_version_before_goes_on(server: Server, engine: Engine, tm
     write_log(tmp_path, before)
     log = SharedLog(2)
     log.entries = read_log(tmp_path)
-    with capturing(server) as rig:
+    with server.connect() as connection:
+        now = position_now(connection)
+    with capturing(server, CaptureState(now, (now.file, now.offset), before.applied)) as rig:
         applier = Applier(
             site=1,
             connect={"unix_socket": str(server.socket), "user": server.user, "password": server.password},
