@@ -118,6 +118,8 @@ class StatementScan:
             what = classify(text_of(found, statement, self._source, mariadb=mariadb), found.schema)
         except BinlogError:
             return [ANYTHING]  # capture will say what is wrong with it when it comes there
+        if what.kind is StatementKind.UNKNOWN:
+            return [ANYTHING]  # capture stops at it; somebody may have it skipped
         return changed_tables(what.tables) if what.kind is StatementKind.SCHEMA else []
 
 
