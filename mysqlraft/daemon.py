@@ -84,7 +84,7 @@ class StartError(Exception):
 
 
 class NotNow(ConfigError):
-    """It is the time that is wrong for it: the machine's clock may be set later, or the file renewed."""
+    """By this machine's clock the certificate is not valid. Setting the clock or renewing the file helps."""
 
 
 def founding_members(settings: Config) -> Configuration:
@@ -142,7 +142,12 @@ def read_skips(settings: Config) -> Skips:
 
 
 def link_tls(settings: Config) -> Tls | None:
-    """What the links to the other sites are encrypted with. Raises ConfigError, or its subclass `NotNow`."""
+    """The TLS contexts of the links to other sites; None: the links are not encrypted.
+
+    Raises:
+        NotNow: this machine's clock rules the certificate out.
+        ConfigError: the files cannot be used.
+    """
     files = settings.tls
     if files is None:
         return None

@@ -15,7 +15,7 @@ Asking costs a round trip, so it is only done where it must be:
   those of its characters one after the other. Text that holds all pairs of characters and all triples of letters
   tells: a contraction shows. If so, ASCII strings are folded here, by ``bytes.translate``. The weight of an ASCII
   character is then written as the first such character of that weight, so that both ways meet.
-- What was asked for is remembered, up to `REMEMBERED` short strings a collation.
+- The answers are remembered: up to `REMEMBERED` short strings a collation.
 
 Weights of a collation never change: indexes on disk depend on them. So folds agree among sites and over time. Between
 MySQL and MariaDB they agree where the weights do.

@@ -126,7 +126,7 @@ class DumpConnection:
         self._aborted = False
         self._server = server
         self._ended: BinlogError | ConnectionLost | None = None
-        """The error that this dump has ended with: it is told once what came before it has been given out."""
+        """The error that ended this dump. It is raised once the events before it have been given out."""
         self._ahead = 0
         """Up to where in the buffer `peek` has read complete packets."""
         self._open()

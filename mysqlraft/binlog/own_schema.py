@@ -19,7 +19,8 @@ NEVER = frozenset((OWN_SCHEMA, "mysql", "sys", "information_schema", "performanc
 def read_applied(
     table: TableMap, layout_bytes: int, event: bytes, kind: RowKind, extra: bool, compressed: bool
 ) -> tuple[int | None, int]:
-    """The second column of `PROGRESS` before and after a rows event with a layout of so many bytes; None: not told.
+    """The second column of `PROGRESS` before and after a rows event; None: the images lack it. ``layout_bytes``: the
+    size of the event's layout.
 
     Raises:
         BinlogError: the rows do not tell the new value.

@@ -29,7 +29,7 @@ _LARGE: Final = 16 << 10
 
 
 class Names(Protocol):
-    """What this server calls things by their numbers."""
+    """The names that this server gives to the numbers of collations."""
 
     def charset(self, collation: int) -> str:
         """The character set of a collation."""

@@ -294,8 +294,8 @@ class Applier:
         self._last_taken = 0
         """Log index; what comes after what is in the tables, up to here, has to be read again after a failure."""
         self._last_stepped = 0
-        self._last_told = 0
-        """Log index up to which `on_step` has been called: not for an entry that the server was lost at."""
+        self._last_reported = 0
+        """`on_step` has been called up to this log index. It has not for an entry at which the server was lost."""
         self._one_by_one_until = 0
 
     def stop(self) -> None:
@@ -363,7 +363,7 @@ class Applier:
     def _start(self) -> ReplicationState:
         self._with_session(lambda session: ensure_schema(session.query))
         state = self._load()
-        self._last_stepped = self._last_told = state.index
+        self._last_stepped = self._last_reported = state.index
         if self._on_ready is not None:
             self._on_ready(state)
         self._log.want(state.index + 1)
@@ -501,8 +501,8 @@ class Applier:
             self._pending.returned(entry.session, entry.sequence)
         if step.kind is StepKind.UNITS and step.payload is not None:
             self._recent.add(entry.index, step.payload, len(entry.payload))
-        if entry.index > self._last_told and self._on_step is not None:
-            self._last_told = entry.index
+        if entry.index > self._last_reported and self._on_step is not None:
+            self._last_reported = entry.index
             self._on_step(entry, step, builder.state)
         return step
 

@@ -72,10 +72,10 @@ WHERE r.trx_mysql_thread_id = {}
 AND (b.trx_requested_lock_id IS NULL OR b.trx_requested_lock_id <> w.blocking_lock_id)
 AND (b.trx_id <> 0 OR b.trx_rows_locked > 0)
 ORDER BY certain DESC, seconds DESC"""
-"""Who holds what the session waits for: (thread, when its transaction began, how many seconds ago, whether that is
-certain). Those that wait in front of it in the queue are not meant: they hold nothing of it yet. MariaDB calls all
-transactions 0 that have written nothing and locked rows for reading at most: there it may be any of those that have
-locked rows. The oldest comes first."""
+"""The holders of the lock that the session waits for: thread, begin of its transaction, seconds since then, whether it
+is certain. Sessions that wait in front of it in the queue are left out: they do not hold the lock yet. MariaDB gives
+the id 0 to every transaction that has written nothing: there the holder may be any of them that has locked rows. The
+oldest comes first."""
 
 _GAP_MYSQL = """
 SELECT CONCAT('`', REPLACE(l.object_schema, '`', '``'), '`.`', REPLACE(l.object_name, '`', '``'), '`')

@@ -477,7 +477,7 @@ def test_what_is_in_the_binlog_already_is_read_before_rows_are_locked(
         begin(one, two)
         one.execute(*["UPDATE s.c SET n = n + 1 WHERE site = 'one'"] * 100)
         wait_for(lambda: one.link.units_kept == 100, 30, one)
-        # What shares the first one's payload need not be read in the binlog.
+        # Apply knows the units in the payload of the first one without reading the binlog.
         first = next(units for *_, payload in one.link.kept if (units := decode(payload).units))
         wild_write(two, "UPDATE s.c SET n = n + 1 WHERE site = 'two'")
         one.link.release()
