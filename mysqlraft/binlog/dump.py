@@ -22,6 +22,7 @@ import socket
 import struct
 import sys
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from io import BytesIO
@@ -127,8 +128,8 @@ class DumpConnection:
         self._server = server
         self._ended: BinlogError | ConnectionLost | None = None
         """The error that ended this dump. It is raised once the events before it have been given out."""
-        self._ahead = 0
-        """Up to where in the buffer `peek` has read complete packets."""
+        self._peeked: deque[list[bytes | LargeEvent]] = deque()
+        """What `peek` has read, for `batch`."""
         self._open()
 
     def _open(self) -> None:
@@ -215,51 +216,32 @@ class DumpConnection:
         """Whether more has arrived already."""
         return self.wait(0)
 
-    def peek(self, see: Callable[[bytes | LargeEvent], bool], most: int) -> None:
+    def peek(self, see: Callable[[bytes], bool], most: int) -> None:
         """Reads ahead: ``see`` gets what `skim` would give, and `batch` gives all of it afterwards. Ends when ``see``
-        returns False, before what is no plain event, and when ``most`` bytes are held.
+        returns False, at a `LargeEvent`, and when ``most`` bytes are held.
 
         Raises:
-            ConnectionLost: as of `batch`, which reports whatever else is wrong.
+            ConnectionLost: the connection ended, or was silent. `batch` reports whatever else is wrong.
         """
-        checksummed = self._checksummed
-        held = [self._buffer[self._at :]]
-        size = len(held[0])
-        try:
-            while (plain := self._next_is_plain()) is not False:
-                events: list[bytes | LargeEvent] = []
-                if plain:
-                    try:
-                        self._skim(events)
-                    except BinlogError:
-                        return
-                    if not all(map(see, events)):
-                        return
-                elif size < most:
-                    rest = len(self._buffer) - self._at
-                    self._fill()
-                    held.append(self._buffer[rest:])
-                    size += len(held[-1])
-                else:
-                    return
-        finally:
-            incomplete = len(self._buffer) - self._at
-            self._buffer, self._at, self._checksummed = b"".join(held), 0, checksummed
-            self._ahead = len(self._buffer) - incomplete
-
-    def _next_is_plain(self) -> bool | None:
-        """Whether the next packet is an event that comes in one packet; None if it has not arrived yet."""
-        buffer, at = self._buffer, self._at
-        if len(buffer) - at < 5:
-            return None
-        length = int.from_bytes(buffer[at : at + 3], "little")
-        if buffer[at + 4] or not _HEADER < length < _LARGEST_PACKET:
-            return False
-        return True if at + 4 + length <= len(buffer) else None
+        held, wanted = 0, _SKIMMED
+        while held < most:
+            events: list[bytes | LargeEvent] = []
+            try:
+                self._cut(events)
+            except (BinlogError, ConnectionLost) as error:
+                self._ended = error
+            if events:
+                self._peeked.append(events)
+            plain = [event for event in events if isinstance(event, bytes)]
+            held += sum(map(len, plain))
+            shown = [e for e in plain[:-1] if e[4] in wanted and not (e[4] == _QUERY and is_begin(e))] + plain[-1:]
+            if self._ended is not None or len(plain) < len(events) or not all(map(see, shown)):
+                return
+            self._fill()
 
     def wait(self, seconds: float) -> bool:
         """Waits until something arrives, at most so long; whether it did."""
-        if self._at < self._ahead:
+        if self._peeked:
             return True
         pending = getattr(self._socket, "pending", None)  # TLS: decrypted, but not read yet
         return bool((pending is not None and pending()) or self._poll.poll(seconds * 1000))
@@ -272,7 +254,7 @@ class DumpConnection:
             PositionLost: the server does not have the position.
             BinlogError: any other error that the server reports, or a checksum that does not match.
         """
-        return self._arrived(self._cut_next if self._at < self._ahead else self._cut)
+        return self._peeked.popleft() if self._peeked else self._arrived(self._cut)
 
     def skim(self) -> list[bytes | LargeEvent]:
         """As `batch`, for a reader of statements. Of the events between them (rows, BEGIN) only the last that has
@@ -310,11 +292,6 @@ class DumpConnection:
             raise BinlogError(str(torn))
         self._ended = None
         self.start_at(files[files.index(torn.file) + 1], 4)
-
-    def _cut_next(self, events: list[bytes | LargeEvent]) -> None:
-        """Takes about as much as arrives at once out of what `peek` has read."""
-        first = int.from_bytes(self._buffer[self._at : self._at + 3], "little") + 4
-        self._cut(events, min(self._at + max(first, READ_SIZE), self._ahead))
 
     def _cut(self, events: list[bytes | LargeEvent], stop: int = sys.maxsize) -> None:
         """Takes all complete packets out of the buffer, or those that begin before ``stop`` in it."""
@@ -414,7 +391,6 @@ class DumpConnection:
 
     def _fill(self) -> None:
         """Waits for more bytes. A packet that is known to be large is read in one piece."""
-        self._ahead = 0
         rest = self._buffer[self._at :]
         wanted = READ_SIZE
         if len(rest) > 4:
