@@ -5,6 +5,7 @@
 - Logging in waits for each answer as long as for the connection itself.
 - The limits that a server may set for every session (rows in an answer, rows looked at, time) are lifted: otherwise
   tables, columns and collations could be missing from the answers, and a transaction could end between two statements.
+- Definitions are shown whole and in the server's usual form: primary keys that the server generated, too.
 - Each statement commits by itself unless the caller wants otherwise, also where the server's default is another one:
   MySQL does not say so while it logs in, and PyMySQL believes it.
 - Afterwards each answer has to come within `ANSWER_SECONDS`. A table that somebody changes is waited for by the server,
@@ -36,10 +37,11 @@ ANOTHER_SERVER = "the server's address leads to another server now"
 _PROBES = 3
 _SESSION = (
     f"SET SESSION autocommit = 1, lock_wait_timeout = {TABLE_LOCK_SECONDS}, sql_select_limit = 18446744073709551615,"
-    " sql_big_selects = 1 /*!80000 , max_execution_time = 0 */ /*M!100600 , max_statement_time = 0,"
+    " sql_big_selects = 1 /*!80000 , max_execution_time = 0 */ /*!80011 , show_create_table_verbosity = 0 */"
+    " /*!80030 , show_gipk_in_create_table_and_information_schema = 1 */ /*M!100600 , max_statement_time = 0,"
     " idle_transaction_timeout = 0, idle_write_transaction_timeout = 0, idle_readonly_transaction_timeout = 0 */"
 )
-"""MySQL reads the first comment, MariaDB the second."""
+"""MySQL reads the first three comments, MariaDB the last."""
 
 
 def connect(**arguments: Any) -> Connection[Any]:

@@ -168,16 +168,26 @@ def test_the_time_zone_of_the_machine(server_factory: ServerFactory, monkeypatch
 
 
 def test_settings_of_servers_that_show_definitions_otherwise(
-    server_factory: ServerFactory, monkeypatch: pytest.MonkeyPatch
+    server_factory: ServerFactory, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever connection a question comes over, its answer is in the same form at every site."""
     monkeypatch.setattr(opening, "RENEW_SECONDS", 0.0)
     options = {"default_time_zone": "+05:00", "sql_mode": "ANSI_QUOTES"}
+    if engine == "mysql":
+        options |= {"show_gipk_in_create_table_and_information_schema": "OFF", "show_create_table_verbosity": "ON"}
     with cluster([server_factory(options=options), server_factory()]) as sites:
         one, _ = sites
         one.execute("CREATE TABLE s.made (id INT PRIMARY KEY, a TIMESTAMP NULL DEFAULT '2024-01-01 12:00:00')")
         settle(sites)
         assert stated(one)[-1] == ["made"]
+        if engine == "mysql":
+            # The server writes such a statement anew, as it would show it to this session.
+            settings = "SET sql_generate_invisible_primary_key = ON, show_create_table_verbosity = OFF"
+            one.execute(settings, "CREATE TABLE s.keyed (a INT)")
+            one.execute("INSERT INTO s.keyed VALUES (1), (1)", "DELETE FROM s.keyed LIMIT 1")
+            settle(sites)
+            assert stated(one)[-1] == ["keyed"]
+            same_everywhere(sites, "s.keyed")
 
 
 def test_differences_are_shown_by_line() -> None:
