@@ -159,7 +159,8 @@ def _default(reader: Reader) -> str | None:
             depth += (word == "(") - (word == ")")
             if not depth:
                 return reader.text(start)
-            if word not in "()+-*/.'" and not commuting.is_constant(word, quoted) and word.upper() not in CLOCK:
+            # Not a quotient: how many digits it has depends on div_precision_increment, which no binlog carries.
+            if word not in "()+-*.'" and not commuting.is_constant(word, quoted) and word.upper() not in CLOCK:
                 return None
         return None
     return reader.text(start) if commuting.constant(reader) else None

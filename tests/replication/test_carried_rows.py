@@ -29,6 +29,7 @@ TABLE = "CREATE TABLE s.t (a VARCHAR(20), b INT, v INT, j JSON, g INT AS (v + 1)
         "ALTER TABLE t ADD k SERIAL",
         "ALTER TABLE t MODIFY k INT AUTO_INCREMENT",
         "ALTER TABLE t ADD c INT DEFAULT (v + 1)",
+        "ALTER TABLE t ADD c DECIMAL(20, 10) DEFAULT (1 / 3)",
     ],
 )
 def test_each_row_gets_its_own(statement: str) -> None:
@@ -39,7 +40,7 @@ def test_each_row_gets_its_own(statement: str) -> None:
     "statement",
     [
         "ALTER TABLE t ADD c INT DEFAULT 5, AUTO_INCREMENT = 7",
-        "ALTER TABLE t ADD c TEXT DEFAULT ('x'), ADD d DATETIME DEFAULT NOW()",
+        "ALTER TABLE t ADD c TEXT DEFAULT ('x'), ADD e INT DEFAULT (-2 * 3.5), ADD d DATETIME DEFAULT NOW()",
         "ALTER TABLE t ADD ts TIMESTAMP, ADD g INT AS (v + 1)",
         "ALTER TABLE t ALTER u SET DEFAULT (UUID())",
         "ALTER TABLE t MODIFY u CHAR(36) DEFAULT (UUID())",
@@ -112,6 +113,16 @@ def test_the_application_goes_on_writing(servers: LendServers) -> None:
         finally:
             stop.set()
             writer.join()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
+def test_a_quotient_has_the_digits_that_its_session_gave_it(servers: LendServers) -> None:
+    with cluster(servers(2), TABLE) as sites:
+        one = sites[0]
+        fill(one, 5)
+        settle(sites)
+        one.execute("SET div_precision_increment = 12", "ALTER TABLE s.t ADD k DECIMAL(30, 20) DEFAULT (1 / 3)")
         settle(sites)
         same_everywhere(sites, "s.t")
 
