@@ -19,6 +19,7 @@ CASCADES_LOGGED = (9, 6)
 FUNCTIONAL_INDEXES = (8, 0, 13)
 
 _OF_PERIODS = ("date", "datetime", "timestamp")
+_ZONE_CALLS = ("from_unixtime(", "'system\\'")
 _CASCADING = ("CASCADE", "SET NULL", "SET DEFAULT")
 
 
@@ -183,7 +184,7 @@ def _generated_in_the_session(query: Query, tables: set[tuple[str, str]]) -> Ite
         if place not in tables or not any(expression for *_, expression in found.values()):
             continue
         # A column that is computed from one that depends on the zone depends on it.
-        depends = {name for name, (kind, *_) in found.items() if kind == "timestamp"}
+        depends = {name for name, (kind, *_, expression) in found.items() if _by_zone(kind, expression)}
         while more := {
             name
             for name, (*_, expression) in found.items()
@@ -204,11 +205,17 @@ def _generated_in_the_session(query: Query, tables: set[tuple[str, str]]) -> Ite
             yield Finding(
                 "generated_column",
                 Severity.ERROR,
-                f"{'.'.join(place)} has the generated column {name}, which comes from a TIMESTAMP or is one, and {how}",
+                f"{'.'.join(place)} has the generated column {name}, which comes from a TIMESTAMP or is one, or from "
+                f"FROM_UNIXTIME, and {how}",
                 "its value depends on the time zone of the session that writes the row, and each server computes it "
                 "anew, so it would differ from site to site; compute it from a DATETIME, in the query, or in a trigger",
                 (f"ALTER TABLE {identifier(*place)} {change}",),
             )
+
+
+def _by_zone(kind: str, expression: str) -> bool:
+    """Whether a column's value depends on a time zone by itself: the session's, or the machine's."""
+    return kind == "timestamp" or any(call in expression.lower() for call in _ZONE_CALLS)
 
 
 def _text(value: Any) -> str:

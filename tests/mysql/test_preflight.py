@@ -188,6 +188,7 @@ TABLES = [
             "generated_column",
             [
                 "CREATE TABLE shop.plain (id INT PRIMARY KEY, at TIMESTAMP, d DATETIME, y INT AS (YEAR(d)) STORED)",
+                "CREATE TABLE shop.computed (id INT PRIMARY KEY, s INT, d DATETIME AS (FROM_UNIXTIME(s)))",
                 f"CREATE TABLE shop.t (id INT PRIMARY KEY, at TIMESTAMP, {columns})",
             ],
             "shop.t",
@@ -198,6 +199,9 @@ TABLES = [
             "day DATE AS (DATE(at)), KEY days (id, day)",
             "day DATE AS (DATE(at)), y INT AS (YEAR(day)) STORED",
             "d DATETIME, other TIMESTAMP AS (d) STORED",
+            "seconds INT, d DATETIME AS (FROM_UNIXTIME(seconds)) STORED",
+            "seconds INT, d VARCHAR(9) AS (FROM_UNIXTIME(seconds, '%Y')), y INT AS (YEAR(d)), KEY (y)",
+            "d DATETIME, utc DATETIME AS (CONVERT_TZ(d, 'SYSTEM', '+00:00')) STORED",
         )
     ),
     *(
