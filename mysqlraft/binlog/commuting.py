@@ -67,13 +67,18 @@ def _before(reader: Reader, kind: str, *words: str) -> bool:
     return True
 
 
-def skip_to_changes(reader: Reader, schema: str) -> None:
-    """To the first change of an ALTER TABLE."""
+def skip_name(reader: Reader, schema: str) -> None:
+    """To what follows the table's name in an ALTER TABLE."""
     while reader.word() != "TABLE":
         reader.at += 1
     reader.at += 1
     reader.take("IF", "EXISTS")
     reader.name(schema)
+
+
+def skip_to_changes(reader: Reader, schema: str) -> None:
+    """To the first change of an ALTER TABLE."""
+    skip_name(reader, schema)
     if reader.take("WAIT"):
         reader.at += 1
     reader.take("NOWAIT")

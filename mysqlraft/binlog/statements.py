@@ -163,9 +163,14 @@ class Reader:
             self.at += 1
         return True
 
+    def span(self, start: int) -> tuple[int, int]:
+        """Where the text from token `start` to the last one taken begins and ends in the statement."""
+        return self._words[start].start, self._words[self.at - 1].end
+
     def text(self, start: int) -> str:
         """The statement's own text from token `start` to the last one taken."""
-        return self._text[self._words[start].start : self._words[self.at - 1].end]
+        first, end = self.span(start)
+        return self._text[first:end]
 
     def name(self, default: str) -> tuple[str, str] | None:
         """Takes ``[schema.]name``."""

@@ -25,6 +25,7 @@ from mysqlraft.mysql.schema import SCHEMA, exactly, quoted
 from mysqlraft.replication.binlog_statements import OpenDump, statements_after
 from mysqlraft.replication.entry import Ddl
 from mysqlraft.replication.filters import TableFilter
+from mysqlraft.replication.patience import patient
 from mysqlraft.replication.statement_session import prepare
 
 
@@ -133,9 +134,12 @@ def run(session: Session, ddl: Ddl) -> None:
         # The session's schema is not replicated, and what the statement is about is not in it. Any other name
         # without a schema is to be found missing, not in the schema of the statement before.
         prepare(session, SCHEMA, ddl.context)
+    statement = ddl.statement
+    if session.mariadb and not ddl.reading:
+        statement = patient(ddl.text, ddl.schema).encode("utf-8", "surrogateescape")
     # The bytes of the origin's binlog, in the character set that the context names.
     try:
-        session.run_foreign(ddl.statement)
+        session.run_foreign(statement)
     except StatementError as error:
         # MariaDB drops what it finds of a list, also at the origin, says that there was more in it, and logs it all.
         if not (session.mariadb and error.code in _NOT_ALL_FOUND and _drops_several(ddl)):
