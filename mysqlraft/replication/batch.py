@@ -120,7 +120,9 @@ class Lanes:
         origin, as the log has it after the unit."""
         index = certification.index
         if certification.own:
-            return self._look_ahead.later_than(index, payload, number) if is_contended(certification) else None
+            if not is_contended(certification):
+                return None
+            return self._look_ahead.later_than(index, payload, number, certification.contested)
         if own.resume is None or not self._pending.meets(unit.keys):
             return None
         return self._look_ahead.pending_at(index, own.resume, own.done)

@@ -138,7 +138,11 @@ class CarefulLane:
             change = item.change
             shape = self._shape(item.table, int(change.kind), change.layout, item.written or item.table)
             for row in shape.rows(change.images, item.committed_at, item.later, item.passed):
-                if row.later is not None and shape.left_out(row, row.later):
+                if row.later is None:
+                    yield row
+                elif shape.is_undisturbed(row, row.later):
+                    continue
+                elif shape.left_out(row, row.later):
                     row.later.ahead.left_out += 1
                 else:
                     yield row
@@ -275,6 +279,10 @@ class _Shape:
         if len(unknown) < len(self._completion.map.columns) - known:
             return False  # no statement added one of them
         return found.added[stored][len(self._added) - len(unknown) :] == tuple(value for _, value in unknown)
+
+    def is_undisturbed(self, row: _Row, later: Later) -> bool:
+        """Whether the row is here as its unit has left it, or as later ones have, with all its columns."""
+        return later.is_undisturbed(row.keys) and self._completion is None
 
     def left_out(self, row: _Row, later: Later) -> bool:
         """Whether nothing of the row has to be written, whatever is stored: no look-up and no lock is needed then."""

@@ -370,6 +370,28 @@ class Certifier:
                 found.append((key, writer >> _INDEX_SHIFT, other))
         return found
 
+    def contested(self, origin: int, base: int, keys: bytes) -> set[int]:
+        """The keys of a unit that another site has written meanwhile, or its own one writing again; ask before
+        `enter`."""
+        above, own = self._above(base), origin << _ORIGIN_SHIFT
+        generations: list[dict[int, int] | Run] = [self._recent, *self._generations_above(base)]
+        return {
+            key
+            for key in _unpack(keys)
+            if _disturbs(max([generation.get(key) or 0 for generation in generations]), above, own)
+        }
+
+    def by_keys_alone(
+        self, origin: int, base: int, tables: Iterable[TableName], wild: Iterable[TableName] = ()
+    ) -> bool:
+        """Whether the keys that are `contested` are all for which a unit may have to be written again."""
+        if base < self.floor or base < self._known_from or tuple(wild):
+            return False
+        above, own = self._above(base), origin << _ORIGIN_SHIFT
+        return not any(
+            _disturbs(table.whole, above, own) or _disturbs(table.redefined, above, own) for table in self._met(tables)
+        )
+
     def forget(self, floor: int) -> None:
         """Drops what lies wholly at or below `floor`, the lowest base of all origins."""
         if floor <= self.floor:
@@ -483,6 +505,11 @@ class Certifier:
                 table.crossed[own >> _ORIGIN_SHIFT] = index
             if whole:
                 table.whole = writer
+
+
+def _disturbs(writer: int, above: int, own: int) -> bool:
+    """Whether a unit did not know this writer, and what it has written may be in the unit's rows at their origin."""
+    return writer >= above and (writer & _ORIGIN_MASK != own or bool(writer & 1))
 
 
 def _pairs(value: Any) -> Any:

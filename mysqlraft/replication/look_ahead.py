@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import NamedTuple
 
 import pymysql
@@ -110,9 +110,9 @@ class LookAhead:
         self.problem = ""
         """Why the last `reach` could not read as far as it had to."""
 
-    def later_than(self, index: int, payload: Payload, number: int) -> Later:
+    def later_than(self, index: int, payload: Payload, number: int, contested: Set[int] | None = None) -> Later:
         """What comes after unit `number` of the own payload at log index `index`. Begins to read there, if nothing is
-        read yet, and reads what is in the binlog by now, give or take a moment.
+        read yet, and reads what is in the binlog by now, give or take a moment. ``contested``: as in `Certification`.
 
         Raises:
             pymysql.err.MySQLError, OSError: the server cannot be asked which one it is, or for a table's definition.
@@ -120,7 +120,7 @@ class LookAhead:
         since = self._since(index, payload.resume, payload.done)
         if self._rest[0] is not payload:
             self._rest = payload, rest_of(payload, self._tables)
-        return Later(self, since, self._rest[1], number, own=True)
+        return Later(self, since, self._rest[1], number, own=True, contested=contested)
 
     def pending_at(self, index: int, resume: Position, done: tuple[str, int]) -> Later:
         """What comes after the unit of another site at log index `index`. ``resume``, ``done``: where this site's own
@@ -356,9 +356,20 @@ class Later:
     """What local transactions that come after one unit in the log wrote: those that share its payload, if it is this
     site's ``own``, and those that the look ahead has read. What was read never becomes untrue."""
 
-    def __init__(self, ahead: LookAhead, since: _Since | None, rest: LocalWrites, number: int, *, own: bool) -> None:
+    def __init__(
+        self,
+        ahead: LookAhead,
+        since: _Since | None,
+        rest: LocalWrites,
+        number: int,
+        *,
+        own: bool,
+        contested: Set[int] | None = None,
+    ) -> None:
         self.ahead = ahead
         self.own = own
+        # Of a unit of another server the rows may not be here.
+        self._contested = None if since is None or contested is None else set(contested)
         self._since = since
         self._rest, self._number = rest, (0, number)
 
@@ -370,6 +381,17 @@ class Later:
         """Whether one of them wrote the row."""
         known = self._since is not None and self.ahead.writes.written_after(row, self._since.place)
         return known or self._rest.written_after(row, self._number)
+
+    def is_undisturbed(self, keys: Set[int]) -> bool:
+        """Whether the unit's next row, with these keys, is as the unit has left it, or as later ones have. Ask for each
+        row in turn: what is written again may meet the rows that follow."""
+        contested = self._contested
+        if contested is None:
+            return False
+        if contested.isdisjoint(keys):
+            return True
+        contested |= keys
+        return False
 
     def columns(self, row: RowId) -> int:
         """How many columns the last image of the row has; 0 if there is none."""

@@ -8,7 +8,7 @@ per-column policy would return merged images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from mysqlraft.replication.certify import Verdict
@@ -20,7 +20,8 @@ class Certification:
     """What the log says about one unit.
 
     ``own``: this site is its origin, and holds the unit's rows since its local commit. ``writers``: (key, index,
-    origin) of each last writer that it conflicts with, empty unless the verdict is CONFLICT.
+    origin) of each last writer that it conflicts with, empty unless the verdict is CONFLICT. ``contested``: the keys
+    for which an own unit is written again; None: they are not known, or not all that it may be for.
     """
 
     index: int
@@ -28,6 +29,7 @@ class Certification:
     own: bool
     verdict: Verdict
     writers: Sequence[tuple[int, int, int]] = ()
+    contested: Set[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

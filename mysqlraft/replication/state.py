@@ -49,7 +49,7 @@ import logging
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -86,6 +86,8 @@ CHECKS = 8
 """Of the last so many checkpoints the running checksum is told to the other sites."""
 LARGE_UNIT_WRITERS = 1000
 """Of a unit in parts, the first so many conflicting keys are described in the conflict history."""
+LARGE_UNIT_CONTESTED = 100_000
+"""With more contested keys a unit in parts is written again with all its rows."""
 
 
 LOAD_ANEW = (
@@ -356,17 +358,21 @@ class ReplicationState:
                 certification = Certification(index, origin, own, verdict, writers)
             elif verdict is not Verdict.CLEAN:
                 certification = Certification(index, origin, own, verdict)
+            if own and verdict is not Verdict.CLEAN and certifier.by_keys_alone(origin, unit.base, tables, wild):
+                contested = certifier.contested(origin, unit.base, unit.keys)
+                certification = replace(certification, contested=contested)
             certifier.enter(index, origin, unit.base, unit.keys, tables, verdict, wild)
             step.units.append((unit, certification))
 
     def _certify_large(self, step: Step, origin: int) -> None:
         """Raises _Violation, before anything is entered: the pieces of a row do not fit each other."""
-        certifier = self.certifier
+        certifier, own = self.certifier, origin == self.site
         tables: set[TableName] = set()
         wild: set[TableName] = set()
         verdict = Verdict.CLEAN
         writers: list[tuple[int, int, int]] = []
         whole = Unit(0, 0, b"", [])
+        contested: set[int] = set()
 
         def keys() -> Iterator[bytes]:
             nonlocal verdict
@@ -376,15 +382,22 @@ class ReplicationState:
                 for unit in payload.units:
                     whole.base, whole.committed_at = unit.base, unit.committed_at
                     wild.update(named[number] for number in unit.wild)
-                    verdict = max(verdict, certifier.judge(origin, unit.base, unit.keys, tables, wild))
+                    found = certifier.judge(origin, unit.base, unit.keys, tables, wild)
+                    verdict = max(verdict, found)
+                    if found is not Verdict.CLEAN and own and len(contested) <= LARGE_UNIT_CONTESTED:
+                        contested.update(certifier.contested(origin, unit.base, unit.keys))
                     if verdict is Verdict.CONFLICT and len(writers) < LARGE_UNIT_WRITERS:
                         writers.extend(certifier.conflicting(origin, unit.base, unit.keys))
                     yield unit.keys
 
         arrays: list[array[int]] = list(sorted_keys(keys()))
+        exact = (
+            own and len(contested) <= LARGE_UNIT_CONTESTED and certifier.by_keys_alone(origin, whole.base, tables, wild)
+        )
         certifier.enter_large(step.index, origin, whole.base, arrays, tables, verdict, wild)
         del writers[LARGE_UNIT_WRITERS:]
-        step.units = [(whole, Certification(step.index, origin, origin == self.site, verdict, writers))]
+        certification = Certification(step.index, origin, own, verdict, writers, contested if exact else None)
+        step.units = [(whole, certification)]
 
     def parts(self, indices: list[int]) -> Iterator[Payload]:
         """The payloads at these log indices, read one after the other; each row in the part of its last piece, if that

@@ -5,6 +5,8 @@ in full it would take rows back to old values for a moment, and an application t
 would have lost an increment for good. Flags may be over-approximate; what is written may not be. So, of a unit that is
 written again, with *later* meaning by local transactions that come after it in the log:
 
+- a row is left as it is if no key of it is contested: no other site has written one of them since, nor has this one,
+  writing again. What is written again may meet the unit's rows that follow, so its keys count as contested for them;
 - the deletion or putting of a row is left out if the row's primary key was written later;
 - a put is left out, and its row removed, if another row holds one of its unique values and the last image that was
   written later gives it to that row: the later unit will put things so in its place in the log;

@@ -15,6 +15,7 @@ import pymysql
 import pytest
 
 from mysqlraft.replication import look_ahead
+from mysqlraft.replication.careful_lane import CarefulLane
 from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, decode
 from mysqlraft.replication.look_ahead import LookAhead
 from mysqlraft.replication.pending_rows import PendingRows
@@ -359,6 +360,50 @@ def test_what_another_site_overwrote_is_written_again(servers: LendServers) -> N
         settle([one, two])
         same_everywhere([one, two], "s.c")
         assert one.execute("SELECT n, m FROM s.c") == [(5, 5)]
+
+
+def test_only_the_rows_that_another_site_has_met_are_written_again(
+    servers: LendServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large transaction one row is in conflict, by its primary key or a unique value; or a row that it has
+    made on the way and given another key."""
+    looked_up: list[int] = []
+    look_up = CarefulLane._look_up
+
+    def counted(lane: CarefulLane, rows: Sequence[Any]) -> Any:
+        if lane._session is one.applier._session:
+            looked_up.append(len(rows))
+        return look_up(lane, rows)
+
+    monkeypatch.setattr(CarefulLane, "_look_up", counted)
+    table = "CREATE TABLE s.u (id INT PRIMARY KEY, u INT UNIQUE, v INT)"
+    with held_back(servers(2), table, capture={"part_bytes": 20_000}) as (one, two):
+        rows = ", ".join(f"({n}, {n}, 0)" for n in range(3000))
+        one.execute(f"INSERT INTO s.u VALUES {rows}")
+        settle([one, two])
+        hold(one)
+        own = ("UPDATE s.u SET v = v + 1", "DELETE FROM s.u WHERE id = 5", "INSERT INTO s.u VALUES (5000, 5, 9)")
+        on_the_way = ("INSERT INTO s.u VALUES (6000, 6000, 0)", "UPDATE s.u SET id = 6001 WHERE id = 6000")
+        one.execute("BEGIN", *own, *on_the_way, "DELETE FROM s.u WHERE id = 6001", "COMMIT")
+        wait_for(lambda: one.link.units_kept == 1, 30, one)
+        before = len(unit_indices(two))
+        two.execute(
+            "BEGIN",
+            "UPDATE s.u SET v = 7 WHERE id = 1000",
+            "UPDATE s.u SET u = NULL WHERE id = 5",
+            "INSERT INTO s.u VALUES (5001, 5, 7), (6000, 7000, 7)",
+            "COMMIT",
+        )
+        wait_for(lambda: len(unit_indices(two)) > before, 30, two)
+        one.wait_applied(unit_indices(two)[-1])
+        looked_up.clear()
+        one.link.release()
+        settle([one, two])
+        same_everywhere([one, two], "s.u")
+        assert one.execute("SELECT v FROM s.u WHERE id = 1000") == [(1,)]
+        print(f"{sum(looked_up)} rows of 3005 were looked up")
+        assert one.applier.status.careful
+        assert 0 < sum(looked_up) < 20
 
 
 def test_a_row_of_another_site_that_will_be_overwritten(servers: LendServers) -> None:
