@@ -26,6 +26,8 @@ TOO_LARGE = 1153
 _COM_SET_OPTION = 0x1B
 _MULTI_STATEMENTS_ON = b"\0\0"
 _MULTI_STATEMENTS_OFF = b"\1\0"
+MAY_PASS = (pymysql.err.OperationalError, pymysql.err.InterfaceError, pymysql.err.InternalError)
+"""PyMySQL's errors of a connection, and of a server that lacks something (InternalError: room for its own files)."""
 _LOST = frozenset((0, 1053, 1077, 1927, 4031))
 """Errors after which the connection is of no use: shutting down, killed, timed out; 0: not from the server."""
 
@@ -178,9 +180,10 @@ class Session:
 
     def abort(self) -> None:
         """Makes the thread that waits for an answer stop waiting, with SessionLost."""
-        with suppress(OSError, AttributeError):  # it may be closed by now
-            # Not the TLS socket's own method: that one lets a reader go on with what is still encrypted.
-            socket.socket.shutdown(self._connection._sock, socket.SHUT_RDWR)
+        if (open_socket := self._connection._sock) is not None:
+            with suppress(OSError):  # it may be closed by now
+                # Not the TLS socket's own method: that one lets a reader go on with what is still encrypted.
+                socket.socket.shutdown(open_socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         with suppress(pymysql.err.MySQLError, OSError):

@@ -43,6 +43,8 @@ _RETRYABLE = frozenset(
         2013,  # the look ahead's connection, which is none of the session's own
     )
 )
+_OF_THE_SYSTEM = range(1, 1000)
+"""Errors of the server's with its own files and memory, as a full directory for temporary files."""
 REPLAY_QUERY = "SELECT @@global.slave_exec_mode, @@global.slave_run_triggers_for_rbr"
 """MariaDB's settings that rows are replayed under; no session has its own. MySQL's sessions do."""
 _DENIED = frozenset((1044, 1045, 1142, 1143, 1227))
@@ -63,7 +65,7 @@ def deadlock(error: StatementError) -> bool:
 
 def retryable(error: StatementError) -> bool:
     """Whether the same transaction may succeed later, without anybody changing the log or the table."""
-    return error.code in _RETRYABLE
+    return error.code in _RETRYABLE or error.code in _OF_THE_SYSTEM
 
 
 def denied(error: StatementError) -> bool:

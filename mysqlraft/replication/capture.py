@@ -42,7 +42,7 @@ from mysqlraft.binlog.temporary_tables import TemporaryTables
 from mysqlraft.binlog.transaction_file import write_transaction
 from mysqlraft.binlog.xa import FinishedBefore, Xid, prepared
 from mysqlraft.mysql import opening
-from mysqlraft.mysql.connection import SessionLost, StatementError
+from mysqlraft.mysql.connection import MAY_PASS, SessionLost, StatementError
 from mysqlraft.raft.forward import MAX_PAYLOAD_BYTES
 from mysqlraft.replication.carried_rows import CarriedRows, RowsOfTable
 from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payload, PayloadKind, Position, Unit
@@ -179,7 +179,7 @@ class Capture:
                 proposed = self._sequence
                 try:
                     self._read(source)
-                except (ConnectionLost, OSError, pymysql.err.OperationalError, pymysql.err.InterfaceError) as error:
+                except (ConnectionLost, OSError, *MAY_PASS) as error:
                     if self._stopping.is_set():
                         return
                     self._last_error = str(error)

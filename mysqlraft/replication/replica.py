@@ -68,6 +68,7 @@ from mysqlraft.ipc import (
 )
 from mysqlraft.memory import give_large_blocks_back
 from mysqlraft.mysql import account, opening
+from mysqlraft.mysql.connection import MAY_PASS
 from mysqlraft.mysql.finding import Finding
 from mysqlraft.mysql.preflight import any_case, inspect
 from mysqlraft.replication.apply import Applier, ApplyState
@@ -311,7 +312,7 @@ class Replica:
                 finally:
                     connection.close()
                 break
-            except (pymysql.err.OperationalError, pymysql.err.InterfaceError, OSError, ConnectionLost) as error:
+            except (*MAY_PASS, OSError, ConnectionLost) as error:
                 self._reason = f"the server at {account.where(self._config.server)}: {_text(error)}"
                 self._pause(_PAUSES[min(attempt, len(_PAUSES) - 1)])
                 attempt += 1

@@ -21,7 +21,7 @@ from pymysql.constants import CR
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.mysql.connection import Session
 from mysqlraft.mysql.schema import ensure_schema
-from mysqlraft.replication import apply_session, certify, runs
+from mysqlraft.replication import apply, apply_session, certify, runs
 from mysqlraft.replication.apply import ApplyState
 from mysqlraft.replication.batch import BatchBuilder
 from mysqlraft.replication.batch_writer import certification, progress
@@ -608,6 +608,21 @@ def test_no_room_for_temporary_files(servers: LendServers, tmp_path: Path, monke
         for site in sites:
             assert site.applier.status.state is ApplyState.RUNNING
             assert not site.applier.status.reason
+
+
+def test_no_room_for_the_servers_temporary_files(servers: LendServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction larger than binlog_cache_size needs some: it is tried again until it gets it."""
+    monkeypatch.setattr(apply, "_PAUSES", (0.01,))
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        temporary, gone = two.server.directory / "tmp", two.server.directory / "gone"
+        temporary.rename(gone)
+        one.execute("INSERT INTO s.t VALUES " + ",".join(f"({n}, {n}, REPEAT('x', 90))" for n in range(1500)))
+        wait_for(lambda: two.applier.status.retries > 3 * apply.ROW_ERRORS, 60, two)
+        assert two.applier.status.state is ApplyState.RETRYING
+        gone.rename(temporary)
+        settle(sites)
+        same_everywhere(sites, "s.t")
 
 
 def test_rows_and_statements_of_the_other_kind_of_server_are_refused(servers: LendServers, engine: Engine) -> None:

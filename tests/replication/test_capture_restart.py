@@ -6,9 +6,10 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pymysql
 import pytest
@@ -94,6 +95,26 @@ def test_goes_on_by_itself(server: Server, position: str, how: str) -> None:
         with server.connect() as connection, connection.cursor() as cursor:
             cursor.execute("SELECT id FROM d.t ORDER BY id")
             assert [row[0] for row in cursor.fetchall()] == found
+
+
+def test_a_server_without_room_for_its_own_files(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again until it has some."""
+    full = [
+        pymysql.err.InternalError(3, "Error writing file '/tmp/MLfd=40' (OS errno 28 - No space left on device)")
+    ] * 4
+    query = ServerKeySource.query
+
+    def ask(source: ServerKeySource, statement: str) -> Sequence[Sequence[Any]]:
+        if full:
+            raise full.pop()
+        return query(source, statement)
+
+    run(server, *_TABLE)
+    monkeypatch.setattr(ServerKeySource, "query", ask)
+    with capturing(server) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 'a')")
+        rig.wait(lambda: len(rig.log()) == 1)
+        assert rig.capture.status()["reconnects"] == 4
 
 
 @pytest.mark.parametrize("position", ["auto", "file"])
