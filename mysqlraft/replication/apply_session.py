@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from pymysql.constants import ER
@@ -38,13 +39,18 @@ _RETRYABLE = frozenset(
         1206,  # lock table full
         1223,  # FLUSH TABLES WITH READ LOCK
         1290,  # read_only and the like
+        1296,  # error from the storage engine, in its words
         1836,  # read-only mode
+        1878,  # error writing a temporary file
         3032,  # offline mode
+        3675,  # disk full while a table is made (MySQL)
         2013,  # the look ahead's connection, which is none of the session's own
     )
 )
 _OF_THE_SYSTEM = range(1, 1000)
 """Errors of the server's with its own files and memory, as a full directory for temporary files."""
+_NO_ROOM = re.compile(r"\b[Ee]rr(?:no|code):? (?:23|24|28|122|135)\b")
+"""Too many open files, a full disk or quota (135: InnoDB's word for it), where the error itself is a general one."""
 REPLAY_QUERY = "SELECT @@global.slave_exec_mode, @@global.slave_run_triggers_for_rbr"
 """MariaDB's settings that rows are replayed under; no session has its own. MySQL's sessions do."""
 _DENIED = frozenset((1044, 1045, 1142, 1143, 1227))
@@ -65,7 +71,7 @@ def deadlock(error: StatementError) -> bool:
 
 def retryable(error: StatementError) -> bool:
     """Whether the same transaction may succeed later, without anybody changing the log or the table."""
-    return error.code in _RETRYABLE or error.code in _OF_THE_SYSTEM
+    return error.code in _RETRYABLE or error.code in _OF_THE_SYSTEM or _NO_ROOM.search(error.message) is not None
 
 
 def denied(error: StatementError) -> bool:

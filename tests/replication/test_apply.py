@@ -19,7 +19,7 @@ import pytest
 from pymysql.constants import CR
 
 from mysqlraft.binlog.key_source import ServerKeySource
-from mysqlraft.mysql.connection import Session
+from mysqlraft.mysql.connection import Session, StatementError
 from mysqlraft.mysql.schema import ensure_schema
 from mysqlraft.replication import apply, apply_session, certify, runs
 from mysqlraft.replication.apply import ApplyState
@@ -623,6 +623,24 @@ def test_no_room_for_the_servers_temporary_files(servers: LendServers, monkeypat
         gone.rename(temporary)
         settle(sites)
         same_everywhere(sites, "s.t")
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "may_pass"),
+    [
+        (1005, 'Can\'t create table `d`.`n` (errno: 135 "No more room in record file")', True),
+        (1005, 'Can\'t create table `d`.`n` (errno: 150 "Foreign key constraint is incorrectly formed")', False),
+        (1026, "Error writing file '/var/lib/mysql/d/n.frm' (Errcode: 28 \"No space left on device\")", True),
+        (1296, "Got error 59 'Temp file write failure' from InnoDB", True),
+        (1878, "Temporary file write failure.", True),
+        (3675, "Create table/tablespace 'n' failed, as disk is full", True),
+        (3, "Error writing file '/tmp/MLfd=40' (OS errno 28 - No space left on device)", True),
+        (1050, "Table 'n' already exists", False),
+    ],
+)
+def test_what_a_server_says_whose_disk_is_full(code: int, text: str, may_pass: bool) -> None:
+    """A statement of another site is tried again; one that cannot be run stops the site."""
+    assert apply_session.retryable(StatementError(0, code, text)) is may_pass
 
 
 def test_rows_and_statements_of_the_other_kind_of_server_are_refused(servers: LendServers, engine: Engine) -> None:
