@@ -22,10 +22,10 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 # What the binlog does not carry, and how a statement does the same as at its origin, whatever was set there: it ran
 # there, so a check that it passed may be left out; and tables that are not InnoDB's are not replicated.
 _ALWAYS = {"default_storage_engine": "InnoDB", "innodb_strict_mode": 0}
-_ALWAYS_MYSQL = {"sql_generate_invisible_primary_key": 0}
+_ALWAYS_MYSQL = {(8, 0, 30): {"sql_generate_invisible_primary_key": 0}, (8, 4): {"restrict_fk_on_non_standard_key": 0}}
+"""By the first MySQL that has them."""
 _COMMON = {8: "latin1", 33: "utf8mb3"} | dict.fromkeys((45, 46, 224, 255), "utf8mb4")
 """The character sets of most clients, by collation: the server need not be asked."""
-_INVISIBLE_KEYS = (8, 0, 30)
 _TIMESTAMP_DEFAULTS: dict[tuple[int, ...], int] = {(10, 6): 9, (10, 7): 5, (10, 8): 4, (10, 9): 2}
 """The first MariaDB of each series whose binlog says what ``explicit_defaults_for_timestamp`` was, and whose sessions
 may set it. Before, it is the server's own alone."""
@@ -48,8 +48,9 @@ def prepare(session: Session, schema: str, context: Context) -> None:
 def _settings(session: Session, context: Context) -> Iterator[str]:
     numbers = version_numbers(session.version)
     wanted: dict[str, object] = dict(_ALWAYS)
-    if not session.mariadb and numbers >= _INVISIBLE_KEYS:
-        wanted |= _ALWAYS_MYSQL
+    for first, variables in _ALWAYS_MYSQL.items():
+        if not session.mariadb and numbers >= first:
+            wanted |= variables
     if session.mariadb and numbers >= _COLLATION_MAPS:
         wanted["character_set_collations"] = ""
     wanted |= context
