@@ -5,9 +5,9 @@ says nothing by itself, and no timeout may end it. A second connection asks the 
 
 - no answer at all: the server hangs, or the way to it is closed. `ServerWatch.silent` counts the seconds; nothing else
   is done, for the session may go on once the server does.
-- the session is unknown there, or idle while we wait: its connection is dead (a way that lost it, an address that has
-  moved to another server). It is ended here, and apply connects again. The session is known by the lock that fences it,
-  which no other server and no other connection holds.
+- the session is unknown there, or idle while we wait (for longer where threads are pooled): its connection is dead (a
+  way that lost it, an address that has moved to another server). It is ended here, and apply connects again. The
+  session is known by the lock that fences it, which no other server and no other connection holds.
 - the session is not at the server that a new connection leads to: the address has moved, and the old server lives. The
   same is done; capture finds out by ``ServerWatch.server``.
 - the session waits for a row: the status says whose. Where the application keeps it for longer than `yield_after`
@@ -54,6 +54,9 @@ BUSY_AFTER = 30.0
 _DENIED = (1044, 1045, 1142, 1227)
 _NO_SUCH_THREAD, _NOT_OWNER = 1094, 1095
 _QUIET = "Sleep"
+_DEAD_AFTER, _DEAD_AFTER_IN_POOL = 0.9, 30.0
+"""Seconds for which a server has to say that a session is idle whose answer is waited for: an answer may be on its way.
+Where threads are pooled, a statement that waits for a thread, behind those of others, looks alike."""
 
 _HOLDERS_MYSQL = """
 SELECT DISTINCT b.trx_mysql_thread_id, b.trx_started, TIMESTAMPDIFF(SECOND, b.trx_started, NOW()), 1
@@ -141,7 +144,8 @@ class ServerWatch:
         self._held_since: dict[tuple[int, str], float] = {}
         """Since when the transactions that apply waits for were seen to hold what it waits for: by thread and
         beginning."""
-        self._idle: Session | None = None
+        self._idle: tuple[float | None, float] | None = None
+        """Since when the answer is waited for that the server knows nothing of, and since when it has said so."""
         self._told = ""
         self._dam: TableDam | None = None
         self._dam_for = 0
@@ -229,7 +233,7 @@ class ServerWatch:
                     log.warning("apply's connection is not one of the server that the address leads to now: ended")
                     session.abort()
             return
-        if self._is_dead(session):
+        if self._is_dead(session, since):
             if session.waiting_since == since:
                 log.warning("apply has waited %.0f s for a connection that the server does not work on: ended", waited)
                 session.abort()
@@ -274,17 +278,20 @@ class ServerWatch:
         elif self._succeeded != self._dam_for:
             dam.end(self._query)
 
-    def _is_dead(self, session: Session) -> bool:
-        """Whether the server will never answer what the session waits for."""
+    def _is_dead(self, session: Session, since: float | None) -> bool:
+        """Whether the server will never answer what the session has waited for since then."""
         if not self._is_here(session):
             return True
-        rows = self._query(f"SELECT command FROM information_schema.processlist WHERE id = {session.id}")
+        asked = f"SELECT command, @@thread_handling FROM information_schema.processlist WHERE id = {session.id}"
+        rows = self._query(asked)
         if not rows or rows[0][0] != _QUIET:
             self._idle = None
             return False
-        # Once may be chance: the answer is on its way.
-        idle, self._idle = self._idle, session
-        return idle is session
+        now = time.monotonic()
+        if self._idle is None or self._idle[0] != since:
+            self._idle = since, now
+        pooled = rows[0][1] != "one-thread-per-connection"
+        return now - self._idle[1] >= (_DEAD_AFTER_IN_POOL if pooled else _DEAD_AFTER)
 
     def _is_here(self, session: Session) -> bool:
         """Whether the session is one of the server that is asked."""

@@ -518,6 +518,36 @@ def test_an_address_that_moves_to_a_server_that_knows_no_such_connection(
         same_everywhere(sites, "s.t")
 
 
+def test_a_statement_that_waits_for_a_thread_of_a_pool(servers: LendServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server says that the session is idle, as it says of one whose answer was lost."""
+    monkeypatch.setattr(server_watch, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(server_watch, "LOOK_AFTER", 0.2)
+    monkeypatch.setattr(server_watch, "_DEAD_AFTER", 0)
+    looks: list[str] = []
+    query = ServerWatch._query
+
+    def pooled(self: ServerWatch, statement: str) -> Any:
+        answer = query(self, statement)
+        if "@@thread_handling" not in statement:
+            return answer
+        looks.append(statement)
+        return [("Sleep", "pool-of-threads")]
+
+    monkeypatch.setattr(ServerWatch, "_query", pooled)
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old')")
+        settle(sites)
+        with closing(two.server.connect(autocommit=False)) as client:
+            run(client.cursor(), "SELECT * FROM s.t FOR UPDATE")
+            looks.clear()
+            one.execute("UPDATE s.t SET v = 'new'")
+            wait_for(lambda: len(looks) >= 5, 30, looks)
+        settle(sites)
+        assert two.applier.status.retries == 0
+        same_everywhere(sites, "s.t")
+
+
 def test_a_slow_answer_is_no_lost_one(servers: LendServers, monkeypatch: pytest.MonkeyPatch) -> None:
     """A statement of another site that takes far longer than any timeout runs once, to its end."""
     with behind_a_way(servers(2), monkeypatch) as (sites, _):
