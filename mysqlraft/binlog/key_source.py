@@ -64,17 +64,20 @@ class ServerKeySource:
             return self._run(statement)
 
     def _run(self, statement: str) -> Sequence[Sequence[Any]]:
-        if time.monotonic() - self._opened > opening.RENEW_SECONDS:
-            self.close()
         if self._connection is None:
-            connection = self._connect()
-            # With each connection: the next question may come over another one.
-            with connection.cursor() as cursor:
-                cursor.execute(SETTINGS)
-            self._connection, self._opened = connection, time.monotonic()
+            self._connection, self._opened = self._open(), time.monotonic()
+        elif time.monotonic() - self._opened > opening.RENEW_SECONDS:
+            self._connection, self._opened = opening.renewed(self._connection, self._open), time.monotonic()
         with self._connection.cursor() as cursor:
             cursor.execute(statement)
             return list(cursor.fetchall())
+
+    def _open(self) -> Connection[Any]:
+        connection = self._connect()
+        # With each connection: the next question may come over another one.
+        with connection.cursor() as cursor:
+            cursor.execute(SETTINGS)
+        return connection
 
     def binlog_end(self) -> tuple[str, int]:
         """File and offset where the server's binlog ends."""

@@ -16,6 +16,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pymysql
@@ -30,6 +32,8 @@ CONNECT_SECONDS = 10.0
 
 RENEW_SECONDS = 5.0
 """How long a connection that only asks is used: the address may lead to another server, while the old one lives."""
+NO_ROOM = frozenset((1040, 1203, 1226))
+"""Errors of a server that takes no further connection, of anybody or of this account."""
 WHICH_SERVER = "SELECT CONCAT_WS(' ', @@global.server_id, @@global.hostname, @@global.port, @@global.datadir)"
 """What tells the servers apart that an address may lead to."""
 ANOTHER_SERVER = "the server's address leads to another server now"
@@ -64,6 +68,24 @@ def connect(**arguments: Any) -> Connection[Any]:
     _keep_alive(connection._sock)
     opened: Connection[Any] = connection
     return opened
+
+
+def renewed(connection: Connection[Any], connect: Callable[[], Connection[Any]]) -> Connection[Any]:
+    """Another connection in place of this one, which is closed; or this one, where there is no room: what is given
+    up there may be the application's for good.
+
+    Raises:
+        pymysql.err.MySQLError, OSError: as ``connect`` does.
+    """
+    try:
+        another = connect()
+    except pymysql.err.OperationalError as error:
+        if error.args[0] in NO_ROOM:
+            return connection
+        raise
+    with suppress(pymysql.err.MySQLError, OSError):
+        connection.close()
+    return another
 
 
 def _keep_alive(sock: socket.socket) -> None:

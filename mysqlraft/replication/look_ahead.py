@@ -32,6 +32,7 @@ from mysqlraft.binlog.rows import RowsError
 from mysqlraft.binlog.statements import classify
 from mysqlraft.binlog.stream import TransactionStream
 from mysqlraft.binlog.tablemap import TableMapError, parse
+from mysqlraft.mysql import opening
 from mysqlraft.mysql.connection import StatementError
 from mysqlraft.replication.entry import Payload, Position
 from mysqlraft.replication.local_writes import LocalWrites, Place, RowId, UniqueValues, rest_of, secondary_keys
@@ -55,7 +56,7 @@ _FORGET_AT = 10_000
 """Rows that are remembered before those that no unit can ask for any more are dropped."""
 PATIENCE = 10.0
 """Seconds for which a server that cannot be reached is asked again, before rows are written in full."""
-_UNREACHABLE = frozenset((*range(2000, 2100), 1040, 1203, 1226))
+_UNREACHABLE = frozenset((*range(2000, 2100), *opening.NO_ROOM))
 """Errors of a connection that may be had a moment later: those of the client, and too many connections."""
 _ERRORS = (BinlogError, ConnectionLost, RowsError, TableMapError, pymysql.err.MySQLError, OSError)
 

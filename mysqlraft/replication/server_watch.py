@@ -212,9 +212,10 @@ class ServerWatch:
 
     def _look(self) -> None:
         if self._connection is not None and time.monotonic() - self._opened > opening.RENEW_SECONDS:
-            with suppress(pymysql.err.MySQLError, OSError):
-                self._connection.close()
-            self._connection = None
+            kept, self._opened = self._connection, time.monotonic()
+            self._connection = opening.renewed(kept, self._connect)
+            if self._connection is not kept:
+                self._look_at_server()
         session = self.session
         since = session.waiting_since if session is not None else None
         waited = 0.0 if since is None else time.monotonic() - since
@@ -344,13 +345,17 @@ class ServerWatch:
 
     def _query(self, statement: str) -> Sequence[Sequence[Any]]:
         if self._connection is None:
-            self._connection = self._connect()
-            self._opened, self._looked_for = time.monotonic(), None
-            self.server = str(self._query(opening.WHICH_SERVER)[0][0])
-            self._mariadb = "MariaDB" in str(getattr(self._connection, "server_version", ""))
+            self._connection, self._opened = self._connect(), time.monotonic()
+            self._look_at_server()
         with self._connection.cursor() as cursor:
             cursor.execute(statement)
             return list(cursor.fetchall())
+
+    def _look_at_server(self) -> None:
+        """Which one a new connection has led to."""
+        self._looked_for = None
+        self.server = str(self._query(opening.WHICH_SERVER)[0][0])
+        self._mariadb = "MariaDB" in str(getattr(self._connection, "server_version", ""))
 
     def _tell(self, text: str) -> None:
         """Logs what is new."""

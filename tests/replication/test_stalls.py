@@ -18,6 +18,7 @@ import pymysql
 import pytest
 
 from mysqlraft.binlog.dump import DumpConnection
+from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.mysql import opening
 from mysqlraft.replication import apply_session, server_watch
 from mysqlraft.replication.apply import ApplyState
@@ -417,6 +418,33 @@ def test_a_server_that_takes_no_connection(servers: LendServers) -> None:
                 wait_for(lambda: two.applier.status.retries >= 5, 30, two)
                 assert two.applier.status.state is ApplyState.RETRYING
             run(root.cursor(), f"{limit} 0")
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
+def test_a_server_without_room_for_another_connection(watched: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application has all that are left: what the daemon has it keeps, and whoever holds a row yields."""
+    for server in watched:
+        with closing(server.connect()) as root:
+            run(root.cursor(), "CREATE USER m@localhost IDENTIFIED BY 'secret'", "GRANT ALL ON *.* TO m@localhost")
+    with cluster(watched, account=("m", "secret"), yield_after=2) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old')")
+        settle(sites)
+        source = ServerKeySource(partial(two.server.connect, user="m", password="secret"))
+        ((thread,),) = source.query("SELECT CONNECTION_ID()")
+        wait_for(lambda: two.applier.watch.server != "", 30, two)
+        two.execute("ALTER USER m@localhost WITH MAX_USER_CONNECTIONS 1")
+        monkeypatch.setattr(opening, "RENEW_SECONDS", 0)
+        with closing(two.server.connect(autocommit=False)) as holder:
+            run(holder.cursor(), "UPDATE s.t SET v = 'mine' WHERE id = 1")
+            one.execute("UPDATE s.t SET v = 'new' WHERE id = 1")
+            wait_for(lambda: two.execute("SELECT v FROM s.t") == [("new",)], 30, two)
+        assert two.applier.watch.yielded == 1
+        assert source.query("SELECT CONNECTION_ID()") == [(thread,)]
+        two.execute("ALTER USER m@localhost WITH MAX_USER_CONNECTIONS 0")
+        assert source.query("SELECT CONNECTION_ID()") != [(thread,)]
+        source.close()
         settle(sites)
         same_everywhere(sites, "s.t")
 
