@@ -180,6 +180,7 @@ def _progress_gone(index: int) -> str:
     )
 
 
+_IN_USE = "it waits for a transaction that has used its table, or for a session that has locked that or the server"
 _COMPUTED = frozenset((1690, 3819, 4025))
 """The value of an expression is out of its type's range; a CHECK is violated (MySQL's error, MariaDB's)."""
 
@@ -669,7 +670,7 @@ class Applier:
             except StatementError as error:
                 if not retryable(error):
                     raise StatementStops(step.index, f"{where}: {error}. {ways_on}") from error
-                self._retry(str(error))
+                self._retry(f"{where}: {_IN_USE if about_locks(error) else error}")
             except BinlogError as error:
                 # The binlog is gone in which it would be found.
                 raise StatementStops(

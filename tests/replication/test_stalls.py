@@ -167,6 +167,22 @@ def test_a_statement_whose_table_is_never_free(servers: LendServers, monkeypatch
         same_everywhere(sites, "s.t")
 
 
+def test_a_statement_whose_table_is_in_use_says_so(servers: LendServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that has read the table is never ended for that: somebody has to see what waits for it."""
+    monkeypatch.setattr(apply_session, "METADATA_LOCK_WAIT", 1)
+    with cluster(servers(2)) as sites:
+        one, two = sites
+        with closing(two.server.connect(autocommit=False)) as reader:
+            run(reader.cursor(), "SELECT * FROM s.t")
+            one.execute("ALTER TABLE s.t ADD COLUMN w INT")
+            wait_for(lambda: two.applier.status.state is ApplyState.RETRYING, 30, two)
+            assert (
+                "from site 1: ALTER TABLE s.t ADD COLUMN w INT: it waits for a transaction" in two.applier.status.reason
+            )
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
 @contextmanager
 def read_locks(server: Server, seconds: float) -> Iterator[list[int]]:
     """Two sessions of the application that have s.t locked, as dumps do, so that it is never free."""
