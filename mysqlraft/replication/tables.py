@@ -69,6 +69,12 @@ _INCOMPARABLE = frozenset(("vector",))
 """Types that the server refuses to compare with anything."""
 
 
+_MEND = (
+    "Stop the writers of the table, SET SESSION sql_log_bin = 0, make it here what it is in the rows, and reload; if a "
+    "statement had changed it, change it again so, once all of the log is applied"
+)
+
+
 class TableMismatch(Exception):
     """Rows that the table of this site cannot take as they are; the text names table, column and both types."""
 
@@ -125,7 +131,7 @@ class LocalTable:
                 column = columns[(nulls & -nulls).bit_length() - 1]
                 raise TableMismatch(
                     f"{self.map.schema}.{self.map.table}: column {column.index + 1}, {column.name}, is NULL in a row, "
-                    "and NOT NULL at this site"
+                    f"and NOT NULL at this site. {_MEND}"
                 )
 
 
@@ -175,7 +181,9 @@ class LocalTables:
                     raise
             raise TableMismatch(
                 f"{rows.schema}.{rows.table} does not exist at this site, but another site's rows are to go into it: "
-                "create it here as it is there"
+                "SET SESSION sql_log_bin = 0, create it here as it is there, and reload. If a statement had dropped "
+                "it, drop it again once all of the log is applied; if one had renamed it, these rows are under its new "
+                "name at their own site only: then make that table the same everywhere by hand, too"
             )
         if definition.engine != "InnoDB":
             found = f"a {definition.engine} table" if definition.engine else "a view"
@@ -222,7 +230,7 @@ def compare(rows: TableMap, local: TableDefinition) -> None:
         extra = rows.columns[len(local.columns)]
         raise TableMismatch(
             f"{where}: the rows have {len(rows.columns)} columns, the table at this site {len(local.columns)}; "
-            f"column {extra.index + 1}, {extra.name or '?'} ({_shown(extra)}), is missing here"
+            f"column {extra.index + 1}, {extra.name or '?'} ({_shown(extra)}), is missing here. {_MEND}"
         )
     for column, definition in zip(rows.columns, local.columns, strict=False):
         problem = ""
@@ -233,14 +241,14 @@ def compare(rows: TableMap, local: TableDefinition) -> None:
         if problem:
             raise TableMismatch(
                 f"{where}: column {column.index + 1} is {column.name or '?'} {_shown(column)} in the rows, and "
-                f"{definition.name} {definition.column_type} at this site: {problem}"
+                f"{definition.name} {definition.column_type} at this site: {problem}. {_MEND}"
             )
     if rows.primary_key:
         primary = [rows.columns[index].name.casefold() for index, _ in rows.primary_key]
         if primary != [name.casefold() for name in local.primary_key]:
             raise TableMismatch(
                 f"{where}: the primary key is ({', '.join(primary)}) in the rows, and "
-                f"({', '.join(local.primary_key)}) at this site"
+                f"({', '.join(local.primary_key)}) at this site. {_MEND}"
             )
 
 
