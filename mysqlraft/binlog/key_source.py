@@ -120,7 +120,7 @@ class ServerKeySource:
         create, periods = "", False
         try:
             indexes = self.query(f"SHOW INDEX FROM {name}")
-            if self._is_mariadb() and (ends := _ends_of_periods(indexes)):
+            if self.is_mariadb() and (ends := _ends_of_periods(indexes)):
                 types = {row[0]: str(row[1]) for row in self.query(f"SHOW COLUMNS FROM {name}")}
                 periods = any(types[start] == types[end] and types[start].startswith(_TEMPORAL) for start, end in ends)
             if periods:
@@ -164,7 +164,7 @@ class ServerKeySource:
             pymysql.err.MySQLError: the server cannot tell, or there is no such table.
         """
         name = identifier(schema, table)
-        if not self._is_mariadb():
+        if not self.is_mariadb():
             return _COUNTER.sub("", str(self.query(f"SHOW CREATE TABLE {name}")[0][1]))
         indexes = [(*row[:_CARDINALITY], *row[_CARDINALITY + 1 :]) for row in self.query(f"SHOW INDEX FROM {name}")]
         others = (
@@ -204,7 +204,7 @@ class ServerKeySource:
         tables = ", ".join(f"({digits}) AS {name}" for name in "abc")
         return int(self.query(f"SELECT COUNT(DISTINCT {_AFTER_UTC.format(utc=utc)}) FROM {tables}")[0][0]) > 1
 
-    def _is_mariadb(self) -> bool:
+    def is_mariadb(self) -> bool:
         if self._connection is None:
             self._connection = self._connect()
         return "MariaDB" in str(getattr(self._connection, "server_version", ""))

@@ -135,7 +135,7 @@ def ensure_schema(query: Query) -> None:
 @dataclass(frozen=True, slots=True)
 class ColumnDefinition:
     """A column as information_schema describes it. ``collation`` is the server's number, None without characters.
-    ``visible``: SELECT * has it. ``computed``: from other columns, by the server."""
+    ``visible``: SELECT * has it. ``computed``: from other columns, by the server; ``stored``: when a row is written."""
 
     name: str
     data_type: str
@@ -148,6 +148,7 @@ class ColumnDefinition:
     nullable: bool = True
     visible: bool = True
     computed: bool = False
+    stored: bool = False
 
     @property
     def unsigned(self) -> bool:
@@ -192,6 +193,7 @@ def describe(query: Query, schema: str, table: str) -> TableDefinition | None:
             str(nullable).upper() == "YES",
             "INVISIBLE" not in str(extra).upper(),
             bool(computed),
+            bool(computed) and "STORED" in str(extra).upper(),
         )
         for name, data_type, column_type, octets, precision, scale, fraction, collation, nullable, extra, computed in (
             query(

@@ -39,7 +39,11 @@ _SCRATCH = "mysqlraft.added_value"
 
 
 class UnknownValue(Exception):
-    """What a column has in rows that lack it cannot be told; the text says why."""
+    """What columns have in rows that lack them cannot be told; the text says why. ``columns``: which; () if any."""
+
+    def __init__(self, why: str, columns: Sequence[str] = ()) -> None:
+        super().__init__(why)
+        self.columns = tuple(columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pymysql.charset
 import pymysql.err
@@ -196,7 +197,7 @@ class LocalTables:
         try:
             completion, unknown = self._completion(body, rows, definition), ""
         except UnknownValue as error:
-            completion, unknown = None, _unknown(rows, definition, str(error))
+            completion, unknown = None, _unknown(rows, definition, error)
         pairs = zip(rows.columns, definition.columns, strict=False)
         never_null = frozenset(column.index for column, local in pairs if column.nullable and not local.nullable)
         return LocalTable(rows, definition, keys, completion, unknown, never_null)
@@ -205,6 +206,11 @@ class LocalTables:
         missing = definition.columns[len(rows.columns) :]
         if not missing or self._added is None:
             return None
+        # MySQL computes these for any row, MariaDB only for statements: its rows have them.
+        passed = partial(self._added.passed, rows.schema, rows.table)
+        late = [column.name for column in missing if column.stored and passed(column.name)]
+        if late and self.source.is_mariadb():
+            raise UnknownValue("MariaDB does not compute stored columns of rows that lack them", late)
         numbers = {
             column.name: number for number, column in enumerate(missing, len(rows.columns)) if not column.computed
         }
@@ -332,8 +338,8 @@ def added_column(local: ColumnDefinition) -> MoreColumn:
     return MoreColumn(local.name, code, meta, local.nullable, unsigned, collation, dimensions)
 
 
-def _unknown(rows: TableMap, local: TableDefinition, why: str) -> str:
-    missing = ", ".join(column.name for column in local.columns[len(rows.columns) :])
+def _unknown(rows: TableMap, local: TableDefinition, why: UnknownValue) -> str:
+    missing = ", ".join(why.columns or [column.name for column in local.columns[len(rows.columns) :]])
     return (
         f"{rows.schema}.{rows.table}: the rows lack {missing}: {why}. Stop the writers of the table. At every site, "
         f"SET SESSION sql_log_bin = 0, drop {missing}, reload, and add it again, with the same values everywhere, once "

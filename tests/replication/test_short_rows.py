@@ -263,6 +263,37 @@ def test_a_value_that_no_statement_tells_stops_every_site(servers: LendServers) 
             assert "is not the same for every row" in reason
 
 
+def test_stored_columns_are_computed_or_stop_every_site(servers: LendServers, engine: Engine) -> None:
+    """MariaDB computes them for statements only. There the column goes until the rows are in."""
+    added = "ALTER TABLE s.t ADD COLUMN g INT AS (u + 1) STORED, ADD COLUMN c INT DEFAULT 5"
+    with cluster(servers(3), TABLE) as sites:
+        one, two, _ = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'a'), (2, 2, 'b'), (3, 3, 'c')")
+        settle(sites)
+        for site in (one, two):
+            site.link.hold()
+        one.execute(added)
+        two.execute("INSERT INTO s.t VALUES (9, 9, 'x')", "UPDATE s.t SET u = 20 WHERE id = 1")
+        two.execute("UPDATE s.t SET id = 30 WHERE id = 3", "DELETE FROM s.t WHERE id = 2")
+        wait_for(lambda: one.link.statements_kept == 1 and two.link.units_kept == 4, 30, sites)
+        one.link.release()
+        two.link.release()
+        if engine == "mariadb":
+            for site in sites:
+                assert "SET SESSION sql_log_bin = 0, drop g, reload, and add it again" in site.wait_stopped()
+                site.stop()
+                site.execute("SET SESSION sql_log_bin = 0", "ALTER TABLE s.t DROP COLUMN g")
+                site.start()
+            settle(sites)
+            for site in sites:
+                site.execute(
+                    "SET SESSION sql_log_bin = 0", "ALTER TABLE s.t ADD COLUMN g INT AS (u + 1) STORED AFTER v"
+                )
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        assert sorted(one.execute("SELECT id, g, c FROM s.t")) == [(1, 21, 5), (9, 10, 5), (30, 4, 5)]
+
+
 def test_rows_that_pass_such_a_statement_stop_every_site_at_it(servers: LendServers) -> None:
     with cluster(servers(2), TABLE) as sites:
         one, two = sites
