@@ -25,6 +25,8 @@ APPLY_THREAD_ID = 0xFFFF_FFF1
 """``pseudo_thread_id`` of the daemon's own sessions: statements that carry it are not the applications'. No server
 lives to count its connections up to it.
 """
+RECOVERY_THREAD_ID = 0
+"""The thread of statements that a MariaDB server writes into its binlog when it comes back from a crash."""
 
 
 class EventType(IntEnum):

@@ -46,6 +46,7 @@ from mysqlraft.binlog.events import (
     HEADER,
     IGNORABLE,
     MARIADB_GTID_FIELDS,
+    RECOVERY_THREAD_ID,
     EventType,
     Query,
     gtid_of,
@@ -66,7 +67,7 @@ from mysqlraft.binlog.schema_change import schema_change
 from mysqlraft.binlog.spool import Spool
 from mysqlraft.binlog.statement_scan import StatementScan
 from mysqlraft.binlog.statement_text import text_of
-from mysqlraft.binlog.statements import StatementKind, classify
+from mysqlraft.binlog.statements import Statement, StatementKind, classify
 from mysqlraft.binlog.temporary_tables import TemporaryTables
 from mysqlraft.binlog.xa import ROLLBACK, Xid, is_commit, xid_of
 
@@ -163,6 +164,7 @@ class TransactionStream:
         left_out: Callable[[tuple[str, str], int, str, int], None] = lambda name, rows, file, offset: None,
         scan: StatementScan | None = None,
         finished_before: Callable[[Xid, str], bytes] = lambda xid, file: b"",
+        run_at_crash: Callable[[bytes, Statement, str, int], bool] = lambda statement, what, file, offset: False,
         skip: Iterable[Place] = (),
         elsewhere: tuple[str, int] | None = None,
         never: Collection[str] = NEVER,
@@ -178,7 +180,8 @@ class TransactionStream:
 
         ``base`` is the base at ``done``; None: not known, and of no matter. ``scan``: of the statements ahead; without,
         row keys are taken to be those of today. ``finished_before``: as `FinishedBefore`; without, nothing was finished
-        before. ``note`` hears of each statement that is not replicated.
+        before. ``run_at_crash``: as `RunAtCrash`; without, apply ran nothing then. ``note`` hears of each statement
+        that is not replicated.
         """
         self.base = base or 0
         self._is_based = base is not None
@@ -203,6 +206,7 @@ class TransactionStream:
         self.doubtful: dict[Xid, Prepared] = {}
         """Those of them that were prepared before the server was started last: it may have forgotten them."""
         self._finished_before = finished_before
+        self._run_at_crash = run_at_crash
         self._outer_end = 0
         """Inside a compressed transaction: where its one event ends."""
         self._group = b""
@@ -710,7 +714,10 @@ class TransactionStream:
         change = None
         start = self._cursor.start(self._group)
         done = self._passing or self._cursor.has_begun(start, self._gtid)
-        if found.thread_id != APPLY_THREAD_ID and not done and not self._alter & (_START_ALTER | _ROLLBACK_ALTER):
+        by_apply = found.thread_id == APPLY_THREAD_ID
+        if self._mariadb and found.thread_id == RECOVERY_THREAD_ID and not done:
+            by_apply = self._run_at_crash(text, what, self._cursor.file, start)
+        if not by_apply and not done and not self._alter & (_START_ALTER | _ROLLBACK_ALTER):
             change = schema_change(
                 found,
                 text,

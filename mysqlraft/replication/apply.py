@@ -647,7 +647,7 @@ class Applier:
                     if intent is not None and intent.log_index != step.index:
                         intent = None
                 if intent is None or not ddl.has_run(session, statement, intent, self._open_dump):
-                    intent = intent or ddl.intent_at(session, step.index, self._open_dump)
+                    intent = intent or ddl.intent_at(session, step.index, statement, self._open_dump)
                     ddl.store_intent(session, intent)
                     try:
                         wait_for_tables(session, self._failures)

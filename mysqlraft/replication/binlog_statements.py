@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mysqlraft.binlog.collations import Collations
 from mysqlraft.binlog.compression import unpack
 from mysqlraft.binlog.dump import DumpConnection, LargeEvent
-from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, EventType, Query, gtid_of, query
+from mysqlraft.binlog.events import APPLY_THREAD_ID, HEADER, RECOVERY_THREAD_ID, EventType, Query, gtid_of, query
 from mysqlraft.binlog.own_schema import NEVER
 from mysqlraft.binlog.position import file_number
 from mysqlraft.binlog.read_on import ReadOn
@@ -37,6 +37,11 @@ class Logged(NamedTuple):
     @property
     def by_apply(self) -> bool:
         return self.event.thread_id == APPLY_THREAD_ID
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the server wrote it when it came back from a crash (MariaDB), whosever it was."""
+        return self.event.thread_id == RECOVERY_THREAD_ID
 
     def context(self, *, mariadb: bool) -> Context:
         """Raises BinlogError: settings that this mysqlraft does not know."""

@@ -44,6 +44,7 @@ from mysqlraft.binlog.xa import FinishedBefore, Xid, prepared
 from mysqlraft.mysql import opening
 from mysqlraft.mysql.connection import MAY_PASS, SessionLost, StatementError
 from mysqlraft.raft.forward import MAX_PAYLOAD_BYTES
+from mysqlraft.replication.after_crash import RunAtCrash
 from mysqlraft.replication.carried_rows import CarriedRows, RowsOfTable
 from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payload, PayloadKind, Position, Unit
 from mysqlraft.replication.left_out import LeftOutRows
@@ -299,6 +300,7 @@ class Capture:
             left_out=self._leave_out,
             scan=scan,
             finished_before=FinishedBefore(open_scan, source.query, self._stopping.is_set),
+            run_at_crash=RunAtCrash(open_scan, source.query, self._stopping.is_set),
             skip=(*self._skip, *self._unfinished),
             temporary=self._temporary,
         )

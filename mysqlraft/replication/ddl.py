@@ -9,17 +9,19 @@ another server that has taken the place of this one meanwhile, from the intent's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import msgpack
+from xxhash import xxh3_64_intdigest
 
 from mysqlraft.binlog.collations import Collations
 from mysqlraft.binlog.commuting import commutes as statement_commutes
 from mysqlraft.binlog.dump import file_identity
 from mysqlraft.binlog.position import StreamPosition
 from mysqlraft.binlog.read_on import read_on
-from mysqlraft.binlog.statements import classify
+from mysqlraft.binlog.statements import Statement, classify
 from mysqlraft.mysql.connection import Session, StatementError, version_numbers
 from mysqlraft.mysql.schema import SCHEMA, exactly, quoted
 from mysqlraft.replication.binlog_statements import OpenDump, statements_after
@@ -31,13 +33,31 @@ from mysqlraft.replication.statement_session import prepare
 
 class Intent(NamedTuple):
     """A statement is about to run: its log index, and where the binlog stood. ``gtids``, ``identity``: as in
-    `StreamPosition`."""
+    `StreamPosition`. ``text``, ``objects``: digests of the statement and of what it is about."""
 
     log_index: int
     file: str
     offset: int
     gtids: str = ""
     identity: str = ""
+    text: int = 0
+    objects: Sequence[int] = ()
+
+    def names(self, statement: bytes, what: Statement) -> bool:
+        """Whether it is what the server wrote of this statement when it came back from a crash."""
+        if xxh3_64_intdigest(statement) == self.text:
+            return True
+        # What it had dropped so far, also to replace it, it puts into its own words.
+        objects = set(_digests(what))
+        return what.verb.startswith("DROP ") and bool(objects) and objects <= set(self.objects)
+
+
+def _digests(what: Statement) -> list[int]:
+    return [xxh3_64_intdigest(f"{schema}.{name}".lower().encode("utf-8", "replace")) for schema, name in what.objects]
+
+
+def unpacked(intent: bytes) -> Intent:
+    return Intent(*msgpack.unpackb(intent))
 
 
 _NAMES_ITS_SCHEMA = frozenset(("CREATE DATABASE", "CREATE SCHEMA", "DROP DATABASE", "DROP SCHEMA"))
@@ -62,7 +82,7 @@ def binlog_end(session: Session) -> tuple[str, int]:
     return str(rows[0][0]), int(rows[0][1])
 
 
-def intent_at(session: Session, log_index: int, open_dump: OpenDump) -> Intent:
+def intent_at(session: Session, log_index: int, ddl: Ddl, open_dump: OpenDump) -> Intent:
     """The intent for the statement that is to run next.
 
     Raises:
@@ -70,13 +90,22 @@ def intent_at(session: Session, log_index: int, open_dump: OpenDump) -> Intent:
     """
     file, offset = binlog_end(session)
     gtids = session.query(f"SELECT @@global.{'gtid_binlog_pos' if session.mariadb else 'gtid_executed'}")[0][0]
-    return Intent(log_index, file, offset, str(gtids).replace("\n", ""), file_identity(open_dump, file))
+    what = classify(ddl.text, ddl.schema)
+    return Intent(
+        log_index,
+        file,
+        offset,
+        str(gtids).replace("\n", ""),
+        file_identity(open_dump, file),
+        xxh3_64_intdigest(ddl.statement),
+        _digests(what),
+    )
 
 
 def read_intent(session: Session) -> Intent | None:
     """The last intent that was stored. It counts only for the statement of its index."""
     packed = session.query("SELECT intent FROM mysqlraft.progress WHERE id = 1")[0][0]
-    return None if packed is None else Intent(*msgpack.unpackb(packed))
+    return None if packed is None else unpacked(packed)
 
 
 def store_intent(session: Session, intent: Intent) -> None:
@@ -84,6 +113,10 @@ def store_intent(session: Session, intent: Intent) -> None:
     packed: bytes = msgpack.packb(tuple(intent))
     if len(packed) > _LARGEST_INTENT:
         packed = msgpack.packb(tuple(intent._replace(gtids="")))
+    if len(packed) > _LARGEST_INTENT:
+        packed = msgpack.packb(tuple(intent._replace(objects=())))
+    if len(packed) > _LARGEST_INTENT:
+        packed = msgpack.packb(tuple(intent._replace(gtids="", objects=())))
     session.run([b"UPDATE mysqlraft.progress SET intent = 0x%b WHERE id = 1" % packed.hex().encode()])
 
 
@@ -165,9 +198,10 @@ def has_run(session: Session, ddl: Ddl, intent: Intent, open_dump: OpenDump) -> 
     wanted = classify(ddl.text, ddl.schema)
     collations = Collations(session.query)
     for logged in statements_after(open_dump, start, binlog_end(session)):
-        if logged.by_apply:
+        if logged.by_apply or logged.recovered:
             # The server may have put it into other words.
             ran = classify(logged.text(collations, mariadb=session.mariadb), logged.event.schema)
-            if (ran.verb, ran.objects) == (wanted.verb, wanted.objects):
+            same = (ran.verb, ran.objects) == (wanted.verb, wanted.objects)
+            if same and (logged.by_apply or intent.names(logged.statement, ran)):
                 return True
     return False

@@ -352,7 +352,7 @@ def test_whether_a_statement_has_run(server: Server, other: Server, later_files:
     session = open_session(server.connect)
     for each in (another, *more):  # so that the place is later than any in the next file
         ddl.run(session, each)
-    intent = ddl.intent_at(session, 7, dumps[server])
+    intent = ddl.intent_at(session, 7, made, dumps[server])
     _files(server, 1)
     ddl.run(session, made)
     session.close()
