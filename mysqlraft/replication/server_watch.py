@@ -36,7 +36,7 @@ from pymysql.connections import Connection
 
 from mysqlraft.mysql import opening
 from mysqlraft.mysql.connection import Connect, Session
-from mysqlraft.replication.apply_session import FENCE, REPLAY_QUERY, replays_otherwise
+from mysqlraft.replication.apply_session import FENCE, LOCK_WAIT, REPLAY_QUERY, replays_otherwise
 from mysqlraft.replication.table_dam import TableDam
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,9 @@ WHERE r.trx_mysql_thread_id = {} AND l.lock_mode LIKE '%INSERT_INTENTION%'"""
 _GAP_MARIADB = """
 SELECT l.lock_table FROM information_schema.innodb_trx r
 JOIN information_schema.innodb_locks l ON l.lock_id = r.trx_requested_lock_id
-WHERE r.trx_mysql_thread_id = {} AND l.lock_mode LIKE '%GAP%'"""
-"""The table in which the session waits for a place between rows. It takes no other locks on gaps."""
+WHERE r.trx_mysql_thread_id = {} AND (l.lock_mode LIKE '%GAP%' OR l.lock_data LIKE 'supremum%')"""
+"""The table in which the session waits for a place between rows. It takes no other locks on gaps. At an end of an index
+MariaDB does not call it a gap."""
 _TABLE = re.compile(r"(?:`(?:[^`]|``)*`\.)`(?:[^`]|``)*`")
 """Its name, without what says which partition."""
 
@@ -150,6 +151,8 @@ class ServerWatch:
         self._dam: TableDam | None = None
         self._dam_for = 0
         self._no_dam_before = 0.0
+        self._gap_since: tuple[float | None, float] | None = None
+        """Since when the answer is waited for that waits for a gap, and since when it has been seen to do so."""
         self._succeeded = 0
 
     @property
@@ -206,9 +209,14 @@ class ServerWatch:
 
     @property
     def _insists(self) -> bool:
-        """Whether apply has waited for rows for too long, over several attempts."""
-        since = self._failing_since
-        return since is not None and self._yield_after is not None and time.monotonic() - since >= self._yield_after
+        """Whether apply has waited for rows for too long, over several attempts; or for one gap, for which MariaDB
+        counts the time anew with each transaction that lets go of it."""
+        if self._yield_after is None:
+            return False
+        now, session, gap, since = time.monotonic(), self.session, self._gap_since, self._failing_since
+        if gap is not None and session is not None and session.waiting_since == gap[0] and now - gap[1] >= LOCK_WAIT:
+            return True
+        return since is not None and now - since >= self._yield_after
 
     def _look(self) -> None:
         if self._connection is not None and time.monotonic() - self._opened > opening.RENEW_SECONDS:
@@ -240,7 +248,7 @@ class ServerWatch:
                 session.abort()
             return
         if waited >= TELL_AFTER and self._dam is None and time.monotonic() >= self._no_dam_before:
-            self._look_for_gap(session)
+            self._look_for_gap(session, since)
         holders = self._holders(session)
         self._waits_since = since if holders else None
         now = time.monotonic()
@@ -257,11 +265,13 @@ class ServerWatch:
             if (held >= self._yield_after or self._insists) and self._end(holder) and not holder.certain:
                 break  # perhaps it was this one
 
-    def _look_for_gap(self, session: Session) -> None:
+    def _look_for_gap(self, session: Session, since: float | None) -> None:
         """Makes a dam if the session waits for a place between rows."""
         done = self._succeeded
         for (name,) in self._seen((_GAP_MARIADB if self._mariadb else _GAP_MYSQL).format(session.id)):
             if table := _TABLE.match(str(name)):
+                if self._gap_since is None or self._gap_since[0] != since:
+                    self._gap_since = since, time.monotonic()
                 self._dam_for = done
                 self._dam = TableDam(self._connect, table[0], lambda: self._succeeded == done)
 

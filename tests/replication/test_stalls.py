@@ -20,7 +20,7 @@ import pytest
 from mysqlraft.binlog.dump import DumpConnection
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.mysql import opening
-from mysqlraft.replication import apply_session, server_watch
+from mysqlraft.replication import apply_session, server_watch, table_dam
 from mysqlraft.replication.apply import ApplyState
 from mysqlraft.replication.apply_session import open_session
 from mysqlraft.replication.batch_writer import WEIGHT_AFTER
@@ -332,7 +332,28 @@ def test_only_who_may_hold_the_row_is_ended(watched: list[Server]) -> None:
             run(bystander.cursor(), "SELECT 1")
 
 
-def test_a_gap_that_is_never_free(watched: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def holding_gaps(server: Server, rows: str, seconds: float, count: int) -> Iterator[list[int]]:
+    """Sessions of the application that hold these rows of s.t and the gaps between by turns, each for so long; counts
+    them."""
+    held: list[int] = []
+
+    def hold(stop: threading.Event, number: int) -> None:
+        stop.wait(seconds * number / count)
+        while not stop.is_set():
+            with suppress(pymysql.err.MySQLError), closing(server.connect(autocommit=False)) as client:
+                while not stop.is_set():
+                    run(client.cursor(), f"SELECT * FROM s.t WHERE {rows} LOCK IN SHARE MODE")
+                    held.append(number)
+                    stop.wait(seconds + 0.03 * number)
+                    client.rollback()
+
+    with sessions(hold, count):
+        yield held
+
+
+@pytest.mark.parametrize("rows", ["k BETWEEN 400 AND 600", "id > 2"], ids=["between", "at the end"])
+def test_a_gap_that_is_never_free(watched: list[Server], monkeypatch: pytest.MonkeyPatch, rows: str) -> None:
     """Locks on it do not queue: sessions hold it by turns, each for a moment, and are not ended for that."""
     monkeypatch.setattr(server_watch, "LOOK_AFTER", 0.5)
     monkeypatch.setattr(server_watch, "TELL_AFTER", 1)
@@ -340,23 +361,34 @@ def test_a_gap_that_is_never_free(watched: list[Server], monkeypatch: pytest.Mon
         one, two = sites
         one.execute("INSERT INTO s.t VALUES (1, 1), (2, 1000)")
         settle(sites)
-        held: list[int] = []
-
-        def hold(stop: threading.Event, number: int) -> None:
-            with closing(two.server.connect(autocommit=False)) as client, client.cursor() as cursor:
-                while not stop.is_set():
-                    run(cursor, "SELECT * FROM s.t WHERE k BETWEEN 400 AND 600 LOCK IN SHARE MODE")
-                    held.append(number)
-                    stop.wait(0.2 + 0.03 * number)
-                    client.rollback()
-
-        with sessions(hold, 8):
+        with holding_gaps(two.server, rows, 0.2, 8) as held:
             wait_for(lambda: len(held) >= 16, 30, held)
             one.execute("INSERT INTO s.t VALUES (3, 500)")
             wait_for(lambda: two.execute("SELECT k FROM s.t WHERE id = 3") == [(500,)], 20, two)
             many = len(held)
             wait_for(lambda: len(held) >= many + 16, 30, held)  # nothing keeps them any more
         assert two.applier.watch.yielded == 0
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
+def test_a_gap_that_is_held_for_longer_than_the_dam_stands(
+    watched: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds it for less than the application may, and it is never free."""
+    monkeypatch.setattr(server_watch, "LOOK_AFTER", 0.5)
+    monkeypatch.setattr(server_watch, "TELL_AFTER", 1)
+    monkeypatch.setattr(server_watch, "LOCK_WAIT", 3)
+    monkeypatch.setattr(table_dam, "SECONDS", 1)
+    with cluster(watched, "CREATE TABLE s.t (id INT PRIMARY KEY, k INT, KEY (k))") as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1), (2, 1000)")
+        settle(sites)
+        with holding_gaps(two.server, "id > 2", 5, 4) as held:
+            wait_for(lambda: len(held) >= 4, 30, held)
+            one.execute("INSERT INTO s.t VALUES (3, 500)")
+            wait_for(lambda: two.execute("SELECT k FROM s.t WHERE id = 3") == [(500,)], 40, two)
+        assert two.applier.watch.yielded > 0
         settle(sites)
         same_everywhere(sites, "s.t")
 
