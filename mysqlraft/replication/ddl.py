@@ -97,9 +97,16 @@ def intent_at(session: Session, log_index: int, ddl: Ddl, open_dump: OpenDump) -
         offset,
         str(gtids).replace("\n", ""),
         file_identity(open_dump, file),
-        xxh3_64_intdigest(ddl.statement),
+        xxh3_64_intdigest(_as_run(session, ddl)),
         _digests(what),
     )
+
+
+def _as_run(session: Session, ddl: Ddl) -> bytes:
+    """The bytes of the origin's binlog, in the character set that the context names."""
+    if session.mariadb and not ddl.reading:
+        return patient(ddl.text, ddl.schema).encode("utf-8", "surrogateescape")
+    return ddl.statement
 
 
 def read_intent(session: Session) -> Intent | None:
@@ -167,12 +174,8 @@ def run(session: Session, ddl: Ddl) -> None:
         # The session's schema is not replicated, and what the statement is about is not in it. Any other name
         # without a schema is to be found missing, not in the schema of the statement before.
         prepare(session, SCHEMA, ddl.context)
-    statement = ddl.statement
-    if session.mariadb and not ddl.reading:
-        statement = patient(ddl.text, ddl.schema).encode("utf-8", "surrogateescape")
-    # The bytes of the origin's binlog, in the character set that the context names.
     try:
-        session.run_foreign(statement)
+        session.run_foreign(_as_run(session, ddl))
     except StatementError as error:
         # MariaDB drops what it finds of a list, also at the origin, says that there was more in it, and logs it all.
         if not (session.mariadb and error.code in _NOT_ALL_FOUND and _drops_several(ddl)):
