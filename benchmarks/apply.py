@@ -1,11 +1,11 @@
 """Catching up a backlog: `python -m benchmarks.apply [--json] [--engine mysql|mariadb]`
 
 A source's binlog holds 10,000 transactions that update one row each, or 100 that insert 1,000 rows each. The peer is a
-native replica with 1 and with 4 workers, from START REPLICA until it has everything. Ours is timed from the first byte
-read of the source's binlog: a process captures it into a log on disk (synced), another applies that log as it grows,
-certification, positions and progress row included. So both fetch, both store what they fetched, and both servers
-are durable (sync_binlog = 1, innodb_flush_log_at_trx_commit = 1) and log what they write. Ours and the peers take
-turns; medians of several rounds.
+native replica with 1 and with 4 workers, from START REPLICA until it has everything. Ours, stopped before the backlog
+was written, is timed from the first byte read of it: a process captures it into a log on disk (synced), another applies
+that log as it grows, certification, positions and progress row included. So both fetch, both store what they fetched,
+and both servers are durable (sync_binlog = 1, innodb_flush_log_at_trx_commit = 1) and log what they write. Ours and the
+peers take turns; medians of several rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import pymysql
 
 from benchmarks.report import Figure, arguments, chosen, publish
 from mysqlraft.replication.apply import Applier, ApplyState
-from mysqlraft.replication.capture import Capture, CaptureState, position_now
+from mysqlraft.replication.capture import Capture, CaptureState, Link, position_now
 from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position
 from mysqlraft.replication.state import LogEntry
 from mysqlraft.sandbox.servers import Server, start_all
@@ -60,6 +60,7 @@ class Backlog:
     """``units``: transactions or rows, whichever is counted."""
 
     name: str
+    made: Position
     begin: Position
     end: Position
     units: int
@@ -153,6 +154,7 @@ def _backlogs(source: Server, single: int, bulk: int) -> Iterator[Backlog]:
     """Fills the source's binlog with one backlog, and with the next when that has been measured."""
     rng = random.Random(1)
     with closing(source.connect()) as connection, connection.cursor() as cursor:
+        made = position_now(connection)
         _prepare(source)
         begin = position_now(connection)
         for number in range(single):
@@ -160,7 +162,8 @@ def _backlogs(source: Server, single: int, bulk: int) -> Iterator[Backlog]:
                 f"UPDATE bench.t SET k = k + 1, c = '{rng.random()} {number}' WHERE id = {rng.randrange(ROWS)}"
             )
         cursor.execute("INSERT INTO bench.done VALUES (1)")
-        yield Backlog("single", begin, position_now(connection), single, "transactions/s")
+        yield Backlog("single", made, begin, position_now(connection), single, "transactions/s")
+        made = position_now(connection)
         _prepare(source)
         begin = position_now(connection)
         for first in range(ROWS, ROWS + bulk * BULK, BULK):
@@ -169,7 +172,7 @@ def _backlogs(source: Server, single: int, bulk: int) -> Iterator[Backlog]:
             )
             cursor.execute("INSERT INTO bench.t VALUES " + ",".join(rows))
         cursor.execute("INSERT INTO bench.done VALUES (1)")
-        yield Backlog("bulk", begin, position_now(connection), bulk * BULK, "rows/s")
+        yield Backlog("bulk", made, begin, position_now(connection), bulk * BULK, "rows/s")
 
 
 def _prepare(server: Server) -> None:
@@ -188,8 +191,10 @@ def _measure(
     workers = (1, 4)
     mine: list[float] = []
     theirs: dict[int, list[float]] = {count: [] for count in workers}
+    memo = directory / f"memo-{backlog.name}"
+    _before(source, backlog, memo)
     for number in range(rounds):
-        mine.append(_ours(source, ours, backlog, directory / f"log-{backlog.name}-{number}"))
+        mine.append(_ours(source, ours, backlog, directory / f"log-{backlog.name}-{number}", memo))
         _compare(source, ours)
         for count in workers:
             theirs[count].append(_native(source, native, backlog, count))
@@ -216,7 +221,29 @@ def _compare(source: Server, target: Server) -> None:
 # Ours.
 
 
-def _ours(source: Server, target: Server, backlog: Backlog, path: Path) -> float:
+class _Nowhere:
+    """What becomes of what a capture proposes that is of no interest."""
+
+    def propose(self, session: int, sequence: int, payload: bytes) -> None:
+        pass
+
+
+def _before(source: Server, backlog: Backlog, memo: Path) -> None:
+    """The capture that is stopped before the backlog is written."""
+    capture = _capturing(_login(source), _Nowhere(), backlog.made, memo)
+    thread = threading.Thread(target=capture.run, daemon=True)
+    thread.start()
+
+    def arrived() -> bool:
+        stream = capture.status()["position"]
+        return (stream["file"], stream["offset"]) >= (backlog.begin.file, backlog.begin.offset)
+
+    _wait(arrived)
+    capture.stop()
+    thread.join()
+
+
+def _ours(source: Server, target: Server, backlog: Backlog, path: Path, memo: Path) -> float:
     """Units per second, from the start of capture until the last is visible at the target."""
     _prepare(target)
     with closing(target.connect()) as connection, connection.cursor() as cursor:
@@ -237,7 +264,7 @@ def _ours(source: Server, target: Server, backlog: Backlog, path: Path) -> float
     ready.wait(TIMEOUT)
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
-        target=_capture, args=(_login(source), backlog, path, there), daemon=True
+        target=_capture, args=(_login(source), backlog, path, memo, there), daemon=True
     )
     process.start()
     there.close()
@@ -287,21 +314,26 @@ class _Writer:
         self._pipe.send(self._end)
 
 
-def _capture(login: dict[str, Any], backlog: Backlog, path: Path, pipe: Pipe) -> None:
+def _capture(login: dict[str, Any], backlog: Backlog, path: Path, memo: Path, pipe: Pipe) -> None:
     """The process that captures."""
-    capture = Capture(
+    capture = _capturing(login, _Writer(path, pipe), backlog.begin, memo)
+    pipe.send(None)
+    pipe.recv()
+    capture.run()
+
+
+def _capturing(login: dict[str, Any], link: Link, begin: Position, memo: Path) -> Capture:
+    return Capture(
         login,
-        _Writer(path, pipe),
-        CaptureState(backlog.begin, (backlog.begin.file, backlog.begin.offset), 0),
+        link,
+        CaptureState(begin, (begin.file, begin.offset), 0),
         session=1,
         server_id=98,
         scan_server_id=97,
         replicated=lambda schema, table: schema == "bench",
         position="file",
+        memo=memo,
     )
-    pipe.send(None)
-    pipe.recv()
-    capture.run()
 
 
 def _login(server: Server) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
 
 from mysqlraft.binlog import tablemap
 from mysqlraft.binlog.errors import BinlogError
 from mysqlraft.binlog.hidden_columns import RowCutter, hidden_columns, without_columns
+from mysqlraft.binlog.key_memo import KeyMemo, Since
 from mysqlraft.binlog.keys import KeyDefinition, KeySource, Slicer, compile_slicer, known_keys
 from mysqlraft.binlog.own_schema import NEVER
 from mysqlraft.binlog.position import file_number
@@ -24,20 +25,33 @@ class MappedTable:
     ``hidden``: takes the columns that only this server can write out of rows; ``body`` and ``parsed`` are without them.
 
     ``known_from``: for rows of transactions that end before this place the keys may have been others: a statement on
-    the table ends there, which lay ahead of the stream when the keys were asked for. None: there is none.
+    the table ends there, which lay ahead of the stream when the keys were asked for. None: there is none. ``since``:
+    from there on the keys are sure.
     """
 
-    __slots__ = ("body", "hidden", "keyless", "keys", "known_from", "layout_bytes", "name", "parsed", "slicers")
+    __slots__ = (
+        "body",
+        "hidden",
+        "keyless",
+        "keys",
+        "known_from",
+        "layout_bytes",
+        "name",
+        "parsed",
+        "since",
+        "slicers",
+    )
 
     def __init__(
         self,
         name: tuple[str, str],
         body: bytes,
         keys: list[KeyDefinition] | None,
-        known_from: tuple[float, int] | None,
+        known_from: Since | None,
+        since: Since,
         hidden: int,
     ) -> None:
-        self.known_from = known_from
+        self.known_from, self.since = known_from, known_from or since
         self.keyless = False
         self.name = name
         whole = tablemap.parse(body)
@@ -49,6 +63,11 @@ class MappedTable:
         bitmap = (count + 7) // 8
         self.layout_bytes = (1 if count < 251 else 3) + bitmap, (1 if count < 251 else 3) + 2 * bitmap
         self.slicers: tuple[dict[bytes, Slicer], ...] = ({}, {}, {})
+
+
+def _is_among(name: tuple[str, str], changed: Collection[tuple[str, str | None]]) -> bool:
+    schema, table = (word.lower() for word in name)
+    return (schema, table) in changed or (schema, None) in changed
 
 
 def _is_keyless(table: tablemap.TableMap) -> bool:
@@ -64,9 +83,10 @@ class MappedTables:
         replicated: Callable[[str, str | None], bool],
         scan: StatementScan | None,
         never: Collection[str] = NEVER,
+        memo: KeyMemo | None = None,
     ) -> None:
         """``scan``: of the statements ahead; without, the keys are taken to be those of today. ``never``: schemas that
-        are not replicated whatever ``replicated`` says."""
+        are not replicated whatever ``replicated`` says. ``memo``: one that serves where the stream begins."""
         self.by_map: dict[bytes, MappedTable] = {}
         """By the TABLE_MAP's event without its header: number, flags, body."""
         self._maps: dict[tuple[str, str], list[bytes]] = {}
@@ -76,6 +96,8 @@ class MappedTables:
         self._replicated = replicated
         self._scan = scan
         self._never = never
+        self._before = {} if memo is None else dict(memo.tables)
+        """What the memo says of tables on which no statement has been met since."""
 
     def forget(self, tables: Iterable[tuple[str, str | None]]) -> None:
         """A statement on these tables may have changed their keys; table None: anything in the schema."""
@@ -83,12 +105,19 @@ class MappedTables:
         if ANYTHING in changed:
             self.by_map.clear()
             self._maps.clear()
+            self._before.clear()
             return
         for key, table in list(self.by_map.items()):
-            schema, name = (word.lower() for word in table.name)
-            if (schema, name) in changed or (schema, None) in changed:
+            if _is_among(table.name, changed):
                 del self.by_map[key]
                 self._maps.pop(table.name, None)
+        for name in [name for name in self._before if _is_among(name, changed)]:
+            del self._before[name]
+
+    def known(self, end: Since) -> dict[tuple[str, str], tuple[Since, Sequence[KeyDefinition]]]:
+        """As `KeyMemo` has it, of a stream that has read up to ``end``."""
+        met = {table.name: (table.since, table.keys) for table in self.by_map.values() if table.keys is not None}
+        return {name: known for name, known in (self._before | met).items() if known[0] <= end}
 
     def timestamps(self, tables: Iterable[tuple[str, str | None]]) -> frozenset[str] | None:
         """The columns of type TIMESTAMP, in lower case, of the only one of these tables; None if rows of it have not
@@ -112,7 +141,8 @@ class MappedTables:
         except IndexError:
             raise BinlogError("a table map is cut short") from None
         keys: list[KeyDefinition] | None = None
-        known_from: tuple[float, int] | None = None
+        known_from: Since | None = None
+        since: Since = file_number(at[0]), at[1]
         hidden = 0
         try:
             wanted = name[0] not in self._never and self._replicated(*name)
@@ -120,8 +150,12 @@ class MappedTables:
             if wanted and not keyless:
                 hidden = hidden_columns(tablemap.parse(body), lambda: self._source.columns(*name))
                 keys, there = known_keys(tablemap.parse(body), self._source)
-                known_from = self._known_from(name, at) if there else (inf, 0)
-            table = self.by_map[key] = MappedTable(name, body, keys, known_from, hidden)
+                before = self._before.get(name)
+                if before is not None and before[1] == keys and before[0] <= since:
+                    since = before[0]
+                else:
+                    known_from = self._known_from(name, at) if there else (inf, 0)
+            table = self.by_map[key] = MappedTable(name, body, keys, known_from, since, hidden)
             table.keyless = keyless
             maps = self._maps.setdefault(name, [])
             if maps and maps[0][:6] != key[:6]:
@@ -133,7 +167,7 @@ class MappedTables:
             raise BinlogError(str(error)) from None
         return table
 
-    def _known_from(self, name: tuple[str, str], at: tuple[str, int]) -> tuple[float, int] | None:
+    def _known_from(self, name: tuple[str, str], at: tuple[str, int]) -> Since | None:
         """Where the last statement on the table ends that lies between `at` and the binlog's end now."""
         if self._scan is None:
             return None

@@ -55,6 +55,7 @@ from mysqlraft.binlog.events import (
     query,
     tagged_gtid,
 )
+from mysqlraft.binlog.key_memo import KeyMemo
 from mysqlraft.binlog.keys import KeySource, Slicer
 from mysqlraft.binlog.large_row import LargeRowCutter
 from mysqlraft.binlog.mapped_tables import MappedTable, MappedTables
@@ -169,6 +170,7 @@ class TransactionStream:
         elsewhere: tuple[str, int] | None = None,
         never: Collection[str] = NEVER,
         temporary: TemporaryTables | None = None,
+        memo: KeyMemo | None = None,
     ) -> None:
         """``position``: where reading begins; what lies before its ``done`` is passed over. ``left_out``
         hears of rows without a primary key: the table, how many of one event, and where that ends. ``skip``:
@@ -181,7 +183,7 @@ class TransactionStream:
         ``base`` is the base at ``done``; None: not known, and of no matter. ``scan``: of the statements ahead; without,
         row keys are taken to be those of today. ``finished_before``: as `FinishedBefore`; without, nothing was finished
         before. ``run_at_crash``: as `RunAtCrash`; without, apply ran nothing then. ``note`` hears of each statement
-        that is not replicated.
+        that is not replicated. ``memo``: of the stream before, one that serves this position.
         """
         self.base = base or 0
         self._is_based = base is not None
@@ -198,7 +200,7 @@ class TransactionStream:
         self._temporary = TemporaryTables() if temporary is None else temporary
         self._skip = {(place.identity, place.file, place.offset) for place in skip}
         self._cursor = Cursor(position, mariadb=mariadb, elsewhere=elsewhere)
-        self._tables = MappedTables(source, replicated, scan, never)
+        self._tables = MappedTables(source, replicated, scan, never, memo)
         self._numbered: dict[bytes, MappedTable] = {}
         """By the number that this group's table maps give each."""
         self._transaction = OpenTransaction()
@@ -239,6 +241,18 @@ class TransactionStream:
             return self._cursor.position
         before = next(iter(self._prepared.values())).before
         return self._cursor.resuming(before.file, before.offset, before.gtids)
+
+    @property
+    def memo(self) -> KeyMemo | None:
+        """For the stream after this one; None if there is nothing to be said, or the file's identity is not known.
+
+        Statements that the server does not send, because they were read at another one, lie before its binlog's end of
+        when reading began: the look ahead, which is by file, has seen them.
+        """
+        file, offset = self._cursor.at
+        identity = self._cursor.identity_of(file)
+        known = self._tables.known((file_number(file), offset))
+        return KeyMemo(file, offset, identity, known) if identity and known else None
 
     def end_of(self, event: bytes) -> tuple[str, int] | None:
         """File and offset where an event ends that is about to be read; None for one that the dump itself made."""

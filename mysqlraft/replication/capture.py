@@ -27,6 +27,7 @@ import pymysql
 from pymysql.connections import Connection
 from pymysql.constants import CR
 
+from mysqlraft.binlog import key_memo
 from mysqlraft.binlog.added_columns import gives_each_row_its_own
 from mysqlraft.binlog.changes import Rows, SchemaChange
 from mysqlraft.binlog.dump import DumpConnection, LargeEvent
@@ -109,6 +110,7 @@ class Capture:
         pending: PendingRows | None = None,
         left_out: LeftOutRows | None = None,
         server_now: Callable[[], str] = str,
+        memo: Path | None = None,
     ) -> None:
         """``connect``: keyword arguments of `opening.connect`. ``server_id``: of the dump connection, which no server
         and no other replica may have; ``scan_server_id``: another one, to look for statements ahead. ``position``:
@@ -116,6 +118,7 @@ class Capture:
         payload (1 is the session's OPEN). ``skip``: transactions to be left out, each once it is in the file of that
         path; ``unfinished``: those that the server never finished. ``pending``: gets the row keys of what is proposed.
         ``server_now``: which server the address has led to lately, as `opening.WHICH_SERVER` has it, "" if not known.
+        ``memo``: the file in which a capture that is stopped leaves a `KeyMemo` for the next one.
         """
         self._connect = {**connect, "autocommit": True}
         self._link = link
@@ -135,6 +138,7 @@ class Capture:
         self._pending = pending
         self._left_out = left_out
         self._server_now = server_now
+        self._memo = memo
         self._stopping = threading.Event()
         self._dump: DumpConnection | None = None
         self._stream: TransactionStream | None = None
@@ -208,6 +212,8 @@ class Capture:
         finally:
             source.close()
             if self._stream is not None:
+                if self._stopping.is_set():
+                    self._leave_memo(self._stream)
                 self._stream.close()
 
     def stop(self) -> None:
@@ -242,6 +248,11 @@ class Capture:
             "skipped": list(self._kept),
             "left_out": dict(self._left_out.totals) if self._left_out is not None else {},
         }
+
+    def _leave_memo(self, stream: TransactionStream) -> None:
+        memo = stream.memo
+        if self._memo is not None and memo is not None:
+            memo.write(self._memo)
 
     # Reading
 
@@ -287,6 +298,11 @@ class Capture:
             mariadb=dump.mariadb,
             by=self._by,
         )
+        memo = None
+        if self._memo is not None and start.by_file:
+            memo = key_memo.read(self._memo)
+            if memo is not None and not memo.serves(start.position, open_scan):
+                memo = None
         stream = self._stream = TransactionStream(
             source,
             self._replicated,
@@ -303,10 +319,11 @@ class Capture:
             run_at_crash=RunAtCrash(open_scan, source.query, self._stopping.is_set),
             skip=(*self._skip, *self._unfinished),
             temporary=self._temporary,
+            memo=memo,
         )
         self._skips_marked = 0
         start.start(dump)
-        if start.by_file:
+        if start.by_file and memo is None:
             scan.head_start(dump, (start.position.file, start.position.offset), source.binlog_end())
         while True:
             if self._server_now() not in ("", self._server):

@@ -49,6 +49,7 @@ from pymysql.constants import ER
 
 from mysqlraft import config, logs
 from mysqlraft.admin.status import State
+from mysqlraft.binlog import key_memo
 from mysqlraft.binlog.dump import DumpConnection, file_identity
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost
 from mysqlraft.binlog.key_source import ServerKeySource
@@ -451,6 +452,7 @@ class Replica:
             unfinished=frozenset(self._unfinished),
             pending=self._pending,
             server_now=lambda: watch.server,
+            memo=self._config.data_dir / key_memo.FILE,
         )
         self._returned = 0
         self._wake.set()

@@ -35,7 +35,9 @@ def run(server: Server, *statements: str) -> None:
 class Rig:
     """A capture in a thread; `payloads` holds what it proposed, decoded."""
 
-    def __init__(self, server: Server, start: CaptureState, *, tls: bool = False, **options: Any) -> None:
+    def __init__(
+        self, server: Server, start: CaptureState, *, tls: bool = False, server_id: int = 900_002, **options: Any
+    ) -> None:
         self.server = server
         self.start_state = start
         self.payloads: list[Payload] = []
@@ -49,7 +51,9 @@ class Rig:
         else:
             connect |= {"unix_socket": str(server.socket), "ssl_disabled": True}
         settings: dict[str, Any] = {"replicated": TableFilter(), "mark_seconds": 60.0} | options
-        self.capture = Capture(connect, self, start, session=7, server_id=900_002, scan_server_id=900_003, **settings)
+        self.capture = Capture(
+            connect, self, start, session=7, server_id=server_id, scan_server_id=server_id + 1, **settings
+        )
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
