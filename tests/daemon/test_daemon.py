@@ -23,6 +23,7 @@ import yaml
 
 from mysqlraft import certificates
 from mysqlraft.admin.status import own
+from mysqlraft.binlog import key_memo
 from mysqlraft.daemon import EXIT_ADDRESS, EXIT_CLOCK, EXIT_CONFIGURATION
 from mysqlraft.sandbox.cluster import Cluster, ClusterSite, Status
 from mysqlraft.sandbox.servers import Installation
@@ -168,6 +169,9 @@ def test_a_life(site: ClusterSite) -> None:
     assert took < 8
     assert "daemon: stopped" in log(site)
     assert "Traceback" not in log(site)
+    known = key_memo.read(site.daemon.data_dir / key_memo.FILE)
+    assert known is not None
+    assert list(known.tables) == [("shop", "t")]
 
 
 def test_reload(site: ClusterSite) -> None:
