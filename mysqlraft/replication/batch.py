@@ -98,7 +98,7 @@ class Lanes:
         for change in changes:
             table = payload.tables[change.table]
             local = self._tables.find(table)
-            lane = lane_of(change)
+            lane = _Lane.FAST if lane_of is None else lane_of(change)
             passed = later is not None and self._tables.passed(local)
             if lane is not _Lane.FAST:
                 yield from self.flush()
@@ -192,9 +192,9 @@ def is_contended(certification: Certification) -> bool:
 
 def _lanes(
     certification: Certification, conflicts: Sequence[Conflict] | None, later: Later | None
-) -> Callable[[Change], _Lane]:
-    """The quickest lane that is likely to succeed: strict success is right whichever it was, see `careful_lane`. What
-    may have to be left out goes by the careful lane.
+) -> Callable[[Change], _Lane] | None:
+    """The quickest lane that is likely to succeed (None: the fast one): strict success is right whichever it was, see
+    `careful_lane`. What may have to be left out goes by the careful lane.
 
     What is in conflict with other sites' writes is known from the log, and so is whether their row is there: if not, or
     if it is in the way, the fast lane would fail. Without that knowledge a change stands alone, so that one that fails
@@ -203,7 +203,7 @@ def _lanes(
     if later is not None:
         return lambda change: _Lane.CAREFUL
     if not is_contended(certification):
-        return lambda change: _Lane.FAST
+        return None
     if conflicts is None or len(conflicts) >= CONFLICTS_PER_UNIT:
         return lambda change: _Lane.ALONE
     in_the_way = {conflict.change for conflict in conflicts if conflict.in_the_way}

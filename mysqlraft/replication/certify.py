@@ -148,6 +148,8 @@ class Certifier:
         self._large = False
         """Whether a large unit was entered since then."""
         self._tables: dict[TableName, _Table] = {}
+        self._together: dict[tuple[TableName, ...], list[_Table]] = {}
+        """What `_met` has found for these tables."""
         self._trim_at = _TABLES
 
     def __len__(self) -> int:
@@ -195,7 +197,7 @@ class Certifier:
             for table in self._met(tables):
                 if table.whole >= above and (table.whole & _ORIGIN_MASK != own or table.whole & 1):
                     verdict = Verdict.REASSERT
-            for table in self._met(wild):
+            for table in self._met(wild) if wild else ():
                 touches = (*table.touched.items(), *table.stated.items())
                 if any(last > base and writer != own for writer, last in touches):
                     verdict = Verdict.REASSERT
@@ -286,6 +288,7 @@ class Certifier:
         """Makes it what it was when `floor` and `tables` were read, but for keys. Lists may be in place of tuples."""
         self.floor = floor
         self._tables = {}
+        self._together.clear()
         for schema, name, *values in tables:
             table = self._table((schema, name))
             for slot, value in zip(_Table.__slots__, values, strict=True):
@@ -406,6 +409,7 @@ class Certifier:
             self._forget_runs()
         if len(self._tables) > self._trim_at:
             self._tables = {name: table for name, table in self._tables.items() if table.last > floor}
+            self._together.clear()
             self._trim_at = max(_TABLES, 2 * len(self._tables))
 
     def _forget_runs(self) -> None:
@@ -445,21 +449,23 @@ class Certifier:
         table = self._tables.get(name)
         if table is None:
             table = self._tables[name] = _Table()
+            self._together.clear()
         return table
 
-    def _met(self, names: Iterable[TableName]) -> Iterator[_Table]:
+    def _met(self, names: Iterable[TableName]) -> list[_Table]:
         """What is known of these tables, and of their schemas as a whole."""
-        tables = self._tables
-        for name in names:
-            if name[1] is None:
-                yield from [table for other, table in tables.items() if other[0] == name[0]]
-                continue
-            table = tables.get(name)
-            if table is not None:
-                yield table
-            table = tables.get((name[0], None))
-            if table is not None:
-                yield table
+        names = tuple(names)
+        met = self._together.get(names)
+        if met is None:
+            if len(self._together) >= _TABLES:
+                self._together.clear()
+            met = self._together[names] = [table for name in names for table in self._known(name)]
+        return met
+
+    def _known(self, name: TableName) -> list[_Table]:
+        if name[1] is None:
+            return [table for other, table in self._tables.items() if other[0] == name[0]]
+        return [self._tables[known] for known in (name, (name[0], None)) if known in self._tables]
 
     def _crossed(self, origin: int, base: int, names: Iterable[TableName], *, by_statements: bool = True) -> bool:
         """Whether an R at the origin may have written to one of the tables above `base`: the same at every site."""
@@ -485,8 +491,7 @@ class Certifier:
         statement: bool = False,
     ) -> None:
         """Enters a writer of these tables, of all rows of the wild ones."""
-        names = tuple(names)
-        wild = frozenset(wild)
+        names, wild = tuple(names), tuple(wild)
         index, own = writer >> _INDEX_SHIFT, writer & _ORIGIN_MASK
         above = (base + 1) << _INDEX_SHIFT
         # A clean statement is never run again at its origin, though another site's same one may lie above its base.

@@ -68,6 +68,10 @@ class ChangeKind(IntEnum):
     DELETE = 2
 
 
+_KINDS = {kind: kind for kind in ChangeKind}
+"""To be looked up: a third of the time that a call of the class takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """A place between two transactions of one server's binlog.
@@ -265,7 +269,7 @@ def decode(data: bytes) -> Payload:
         return _payload(version, *fields)
     except OtherVersion:
         raise
-    except (ValueError, TypeError, IndexError, AttributeError, OverflowError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, msgpack.UnpackException) as error:
         raise PayloadError(f"not a payload: {error}") from None
 
 
@@ -286,7 +290,7 @@ def _payload(
         payload.tables = tables
         _check(type(tables) is list and _all(bytes, *tables), "tables")
         payload.units = [
-            Unit(base, at, keys, [Change(table, ChangeKind(kind), *rest) for table, kind, *rest in changes], *more)
+            Unit(base, at, keys, [Change(table, _KINDS[kind], *rest) for table, kind, *rest in changes], *more)
             for base, at, keys, changes, *more in units
         ]
         # A piece is no last part.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mysqlraft.replication.certify import Verdict
 from mysqlraft.replication.entry import Change, Unit
@@ -32,8 +33,7 @@ class Certification:
     contested: Set[int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """``changes``: what this site writes, in the unit's place in the log. ``resolution``: for the conflict history."""
 
     changes: Sequence[Change]
