@@ -691,8 +691,13 @@ class TransactionStream:
         elif text == b"ROLLBACK":
             self._rollback(event)
         elif self._mode != _IDLE:
-            if not self._inner(text) and self._mode == _OPEN:
+            if self._inner(text):
+                pass
+            elif self._mode == _OPEN:
                 yield from self._statement(event, found, text, inside=True)
+            else:
+                # MariaDB replaces a table, and fills it, in one transaction (CREATE OR REPLACE TABLE ... SELECT).
+                self._tables.forget(())
         elif text.startswith(b"XA START "):
             self._begin(xid_of(text))
         elif text.startswith((b"XA COMMIT ", b"XA ROLLBACK ")):

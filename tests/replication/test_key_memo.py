@@ -11,6 +11,7 @@ import pytest
 from mysqlraft.binlog import key_memo
 from mysqlraft.binlog.key_memo import KeyMemo
 from mysqlraft.binlog.keys import KeyDefinition, KeyPart
+from mysqlraft.binlog.place import TransactionStops
 from mysqlraft.binlog.position import StreamPosition
 from mysqlraft.binlog.statement_scan import StatementScan
 from mysqlraft.binlog.tablemap import names
@@ -152,6 +153,61 @@ def test_another_binlog(server: Server, memo: Path, looked: list[str]) -> None:
         rig.sync()
     assert units(rig) == [("t", 2, True)]
     assert looked
+
+
+_REPLACED = "CREATE OR REPLACE TABLE d.t (id INT PRIMARY KEY, u INT, v INT DEFAULT 0, UNIQUE u (u)) SELECT 5 id, 5 u"
+"""On MariaDB one transaction, with the rows."""
+
+
+def _without_unique_key(server: Server, memo: Path) -> CaptureState:
+    """As `first`, of a table that has a primary key only."""
+    run(server, "CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, u INT, v INT)", *PROGRESS)
+    with server.connect() as connection:
+        begin = position_now(connection)
+    with capturing(server, CaptureState(begin, (begin.file, begin.offset), 0), memo=memo) as rig:
+        run(server, "INSERT INTO d.t VALUES (1, 1, 1)")
+        rig.wait(lambda: rig.payloads)
+    return rig.state()
+
+
+@pytest.mark.parametrize("engine", ["mariadb"], indirect=True)  # MySQL's drops the table first
+def test_a_table_is_replaced_in_a_transaction_that_is_left_out(server: Server, memo: Path, tmp_path: Path) -> None:
+    """Its rows are not read, but the table has other keys from then on."""
+    state = _without_unique_key(server, memo)
+    run(server, "SET SESSION binlog_row_image = MINIMAL", _REPLACED)
+    with capturing(server, state, memo=memo) as rig:
+        rig.wait(lambda: rig.error is not None)
+        assert isinstance(rig.error, TransactionStops)
+    state = rig.state()
+    run(server, "INSERT INTO d.t VALUES (6, 6, 6)", "ALTER TABLE d.t DROP INDEX u")
+    with capturing(server, state, memo=memo, skip={rig.error.place: tmp_path / "left out"}) as rig:
+        rig.sync()
+    assert units(rig) == [("t", 1, True)]
+
+
+@pytest.mark.parametrize("engine", ["mariadb"], indirect=True)  # MySQL's drops the table first
+def test_a_table_is_replaced_in_a_transaction_that_is_read_again(server: Server, memo: Path) -> None:
+    """Because an earlier one was prepared then; the capture that read it first was killed."""
+    run(server, "CREATE DATABASE x", "CREATE TABLE x.x (id INT PRIMARY KEY)")
+    with server.connect() as holder, holder.cursor() as cursor:
+        run(server, "CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY, u INT, v INT)", *PROGRESS)
+        with server.connect() as connection:
+            begin = position_now(connection)
+        with capturing(server, CaptureState(begin, (begin.file, begin.offset), 0), memo=memo) as rig:
+            for statement in ("XA START 'x'", "INSERT INTO x.x VALUES (1)", "XA END 'x'", "XA PREPARE 'x'"):
+                cursor.execute(statement)
+            run(server, "INSERT INTO d.t VALUES (1, 1, 1)")
+            rig.wait(lambda: rig.payloads)
+        before = memo.read_bytes()
+        run(server, _REPLACED)
+        with capturing(server, rig.state(), memo=memo) as rig:
+            rig.sync()
+        memo.write_bytes(before)
+        run(server, "INSERT INTO d.t VALUES (6, 6, 6)", "ALTER TABLE d.t DROP INDEX u")
+        with capturing(server, rig.state(), memo=memo) as rig:
+            rig.sync()
+        assert units(rig) == [("t", 1, True)]
+        cursor.execute("XA ROLLBACK 'x'")
 
 
 @pytest.mark.parametrize("seed", [0, 7, 16])
