@@ -33,7 +33,7 @@ from mysqlraft.replication.statement_session import prepare
 
 class Intent(NamedTuple):
     """A statement is about to run: its log index, and where the binlog stood. ``gtids``, ``identity``: as in
-    `StreamPosition`. ``text``, ``objects``: digests of the statement and of what it is about."""
+    `StreamPosition`. ``text``, ``objects``: digests of the statement and of what it drops."""
 
     log_index: int
     file: str
@@ -47,13 +47,25 @@ class Intent(NamedTuple):
         """Whether it is what the server wrote of this statement when it came back from a crash."""
         if xxh3_64_intdigest(statement) == self.text:
             return True
-        # What it had dropped so far, also to replace it, it puts into its own words.
-        objects = set(_digests(what))
-        return what.verb.startswith("DROP ") and bool(objects) and objects <= set(self.objects)
+        # What it had dropped so far, also to replace it, it puts into its own words; of a schema, too.
+        dropped = _dropped(what) if what.verb.startswith("DROP ") else ()
+        return bool(dropped) and all(
+            _digest(schema, name) in self.objects or _digest(schema, None) in self.objects for schema, name in dropped
+        )
 
 
-def _digests(what: Statement) -> list[int]:
-    return [xxh3_64_intdigest(f"{schema}.{name}".lower().encode("utf-8", "replace")) for schema, name in what.objects]
+_DROPPED_WITH_ROWS = frozenset(("TABLE", "TABLES", "VIEW", "SEQUENCE", "DATABASE", "SCHEMA"))
+"""Of others the server writes the statement as it was."""
+
+
+def _dropped(what: Statement) -> Sequence[tuple[str, str | None]]:
+    """What the statement drops: tables and the like, and schemas."""
+    verb, _, kind = what.verb.partition(" ")
+    return what.objects if (verb == "DROP" or what.replaces) and kind in _DROPPED_WITH_ROWS else ()
+
+
+def _digest(schema: str, name: str | None) -> int:
+    return xxh3_64_intdigest(f"{schema}.{name}".lower().encode("utf-8", "replace"))
 
 
 def unpacked(intent: bytes) -> Intent:
@@ -98,7 +110,7 @@ def intent_at(session: Session, log_index: int, ddl: Ddl, open_dump: OpenDump) -
         str(gtids).replace("\n", ""),
         file_identity(open_dump, file),
         xxh3_64_intdigest(_as_run(session, ddl)),
-        _digests(what),
+        [_digest(schema, name) for schema, name in _dropped(what)],
     )
 
 
@@ -202,9 +214,9 @@ def has_run(session: Session, ddl: Ddl, intent: Intent, open_dump: OpenDump) -> 
     collations = Collations(session.query)
     for logged in statements_after(open_dump, start, binlog_end(session)):
         if logged.by_apply or logged.recovered:
-            # The server may have put it into other words.
+            # The server may have put it into other words, and calls a sequence a table.
             ran = classify(logged.text(collations, mariadb=session.mariadb), logged.event.schema)
-            same = (ran.verb, ran.objects) == (wanted.verb, wanted.objects)
+            same = (ran.verb.partition(" ")[0], ran.objects) == (wanted.verb.partition(" ")[0], wanted.objects)
             if same and (logged.by_apply or intent.names(logged.statement, ran)):
                 return True
     return False

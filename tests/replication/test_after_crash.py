@@ -26,6 +26,9 @@ _NOBODY = "SET SESSION pseudo_thread_id = 0"
             "DROP TABLE IF EXISTS `s`.`t`",
         ),
         ("DROP TABLE s.other, s.more", "DROP TABLE `s`.`other`"),
+        ("DROP SEQUENCE s.sequence", "DROP TABLE IF EXISTS `s`.`sequence`"),
+        ("DROP SCHEMA w", "DROP TABLE IF EXISTS `w`.`t`"),
+        ("DROP SCHEMA w", "DROP DATABASE IF EXISTS `w`"),
     ],
 )
 def test_it_was_a_statement_of_another_site(
@@ -46,13 +49,15 @@ def test_it_was_a_statement_of_another_site(
         raise SessionLost("the server has crashed")
 
     tables = [f"CREATE TABLE s.{name} (id INT PRIMARY KEY)" for name in ("t", "other", "more", "rows")]
+    tables += ["CREATE SEQUENCE s.sequence", "CREATE SCHEMA w", "CREATE TABLE w.t (id INT PRIMARY KEY)"]
     with cluster(servers(2), *tables) as sites:
         one, two = sites
         monkeypatch.setattr(ddl, "run", crash)
         one.execute(statement)
         settle(sites)
         assert not crashes
-        assert len(set(map(str, (site.execute("SHOW TABLES FROM s") for site in sites)))) == 1
+        shown = "SELECT table_schema, table_name FROM information_schema.tables WHERE table_schema IN ('s', 'w')"
+        assert sorted(one.execute(shown)) == sorted(two.execute(shown))
         same_everywhere(sites, *([] if "DROP" in statement else ["s.t"]))
         one.execute("INSERT INTO s.rows VALUES (2)")
         settle(sites)
@@ -71,3 +76,41 @@ def test_it_was_the_applications(servers: LendServers) -> None:
         one.execute("INSERT INTO s.t (id) VALUES (1)")
         settle(sites)
         same_everywhere(sites, "s.t")
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        ("DROP TABLE IF EXISTS `s`.`t`", "ALTER TABLE IF EXISTS s.t ADD COLUMN IF NOT EXISTS w INT"),
+        ("DROP TRIGGER s.tr", "CREATE PROCEDURE s.p() SELECT 1"),
+    ],
+)
+def test_it_was_the_applications_while_apply_waited(
+    servers: LendServers, monkeypatch: pytest.MonkeyPatch, here: str, there: str
+) -> None:
+    """A statement of another site on the same table, which does not drop it, was about to run."""
+    run, crashes = ddl.run, [0]
+
+    def crash(session: Session, change: Ddl) -> None:
+        if not crashes:
+            run(session, change)
+            return
+        crashes.pop()
+        two.execute("FLUSH BINARY LOGS", _NOBODY, here)
+        raise SessionLost("the server has crashed")
+
+    tables = (
+        "CREATE TABLE s.t (id INT PRIMARY KEY)",
+        "CREATE TRIGGER s.tr BEFORE INSERT ON s.t FOR EACH ROW SET @a = 1",
+    )
+    with cluster(servers(2), *tables) as sites:
+        one, two = sites
+        monkeypatch.setattr(ddl, "run", crash)
+        one.execute(there)
+        wait_for(lambda: not crashes, 30, sites)
+        if "TABLE" in here:
+            assert "another site changed s.t at the same time" in one.wait_stopped()
+            assert "another site changed s.t at the same time" in two.wait_stopped()
+        else:
+            settle(sites)
+            assert not one.execute("SHOW TRIGGERS FROM s")
