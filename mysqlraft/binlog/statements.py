@@ -217,7 +217,6 @@ def classify(text: str, schema: str) -> Statement:
     if kind not in _OBJECTS:
         known = kind in _OTHER_OBJECTS
         return Statement(StatementKind.OTHER if known else StatementKind.UNKNOWN, f"{verb} {kind}".strip())
-    reader.take("WAIT") or reader.take("NOWAIT")
     if kind == "PACKAGE":
         reader.take("BODY")
     conditional = reader.take("IF", "NOT", "EXISTS") or reader.take("IF", "EXISTS")

@@ -20,7 +20,7 @@ _WITH_CLAUSE = (
     "CREATE INDEX",
     "DROP INDEX",
 )
-_BEFORE_NAMES = ("TABLE", "TABLES", "INDEX", "EXISTS", "ON", "TO", ",", ".")
+_BEFORE_NAMES = ("TRUNCATE", "TABLE", "TABLES", "INDEX", "EXISTS", "ON", "TO", ",", ".")
 
 
 def patient(text: str, schema: str) -> str:

@@ -93,6 +93,8 @@ def test_it_does_not_commute(statement: str) -> None:
     [
         ("ALTER TABLE T ADD a INT", [("s", "T")]),
         ("RENAME TABLE t TO o, n TO d.t", [("s", "t"), ("s", "o"), ("s", "n"), ("d", "t")]),
+        ("ALTER TABLE wait ADD a INT", [("s", "wait")]),
+        ("DROP TABLE nowait, t", [("s", "nowait"), ("s", "t")]),
         ("DROP DATABASE d", [("d", None)]),
         ("CREATE TABLE t LIKE d.`u`", [("s", "t"), ("d", "u")]),
         ("CREATE OR REPLACE TABLE d.t (LIKE u)", [("d", "t"), ("s", "u")]),

@@ -23,6 +23,7 @@ SESSION = "@@SESSION.LOCK_WAIT_TIMEOUT"
         ("DROP TABLE t, nowait /* x */ WAIT 0 RESTRICT", "DROP TABLE t, nowait /* x */  RESTRICT"),
         ("RENAME TABLE t NOWAIT TO u, v WAIT 1 TO nowait", "RENAME TABLE t  TO u, v  TO nowait"),
         ("TRUNCATE TABLE s.nowait NOWAIT", "TRUNCATE TABLE s.nowait "),
+        ("TRUNCATE nowait NOWAIT", "TRUNCATE nowait "),
         ("CREATE INDEX i ON t (nowait, `wait`) WAIT 2 COMMENT 'NOWAIT'", None),
         ("DROP INDEX nowait ON t NOWAIT", "DROP INDEX nowait ON t "),
         ("CREATE TABLE t (nowait INT, wait INT)", "CREATE TABLE t (nowait INT, wait INT)"),
