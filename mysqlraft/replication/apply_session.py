@@ -50,7 +50,9 @@ _RETRYABLE = frozenset(
 _OF_THE_SYSTEM = range(1, 1000)
 """Errors of the server's with its own files and memory, as a full directory for temporary files."""
 _NO_ROOM = re.compile(r"\b[Ee]rr(?:no|code):? (?:23|24|28|122|135)\b")
-"""Too many open files, a full disk or quota (135: InnoDB's word for it), where the error itself is a general one."""
+"""Too many open files, a full disk or quota (135: InnoDB's word for it)."""
+_OF_FILES = frozenset((*range(1004, 1007), *range(1009, 1017), 1018, 1019, 1023, 1024, 1025))
+"""Errors that say so in their text. In those of others there may be values of rows."""
 REPLAY_QUERY = "SELECT @@global.slave_exec_mode, @@global.slave_run_triggers_for_rbr"
 """MariaDB's settings that rows are replayed under; no session has its own. MySQL's sessions do."""
 _DENIED = frozenset((1044, 1045, 1142, 1143, 1227))
@@ -71,7 +73,9 @@ def deadlock(error: StatementError) -> bool:
 
 def retryable(error: StatementError) -> bool:
     """Whether the same transaction may succeed later, without anybody changing the log or the table."""
-    return error.code in _RETRYABLE or error.code in _OF_THE_SYSTEM or _NO_ROOM.search(error.message) is not None
+    if error.code in _RETRYABLE or error.code in _OF_THE_SYSTEM:
+        return True
+    return error.code in _OF_FILES and _NO_ROOM.search(error.message) is not None
 
 
 def denied(error: StatementError) -> bool:

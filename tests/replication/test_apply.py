@@ -636,6 +636,7 @@ def test_no_room_for_the_servers_temporary_files(servers: LendServers, monkeypat
         (3675, "Create table/tablespace 'n' failed, as disk is full", True),
         (3, "Error writing file '/tmp/MLfd=40' (OS errno 28 - No space left on device)", True),
         (1050, "Table 'n' already exists", False),
+        (1062, "Duplicate entry 'errno: 28' for key 'v'", False),
     ],
 )
 def test_what_a_server_says_whose_disk_is_full(code: int, text: str, may_pass: bool) -> None:
