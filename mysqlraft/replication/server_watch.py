@@ -268,7 +268,10 @@ class ServerWatch:
     def _look_for_gap(self, session: Session, since: float | None) -> None:
         """Makes a dam if the session waits for a place between rows."""
         done = self._succeeded
-        for (name,) in self._seen((_GAP_MARIADB if self._mariadb else _GAP_MYSQL).format(session.id)):
+        found = self._seen((_GAP_MARIADB if self._mariadb else _GAP_MYSQL).format(session.id))
+        if not found:
+            self._gap_since = None  # the same answer may wait for rows by now, whose holders have their own time
+        for (name,) in found:
             if table := _TABLE.match(str(name)):
                 if self._gap_since is None or self._gap_since[0] != since:
                     self._gap_since = since, time.monotonic()

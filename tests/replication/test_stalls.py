@@ -393,6 +393,29 @@ def test_a_gap_that_is_held_for_longer_than_the_dam_stands(
         same_everywhere(sites, "s.t")
 
 
+def test_a_row_after_a_gap_has_its_own_time(watched: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are waited for with one answer."""
+    monkeypatch.setattr(server_watch, "LOOK_AFTER", 0.5)
+    monkeypatch.setattr(server_watch, "TELL_AFTER", 1)
+    monkeypatch.setattr(table_dam, "SECONDS", 1)
+    tables = ("CREATE TABLE s.t (id INT PRIMARY KEY, k INT, KEY (k))", "CREATE TABLE s.u (id INT PRIMARY KEY, k INT)")
+    with cluster(watched, *tables) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1), (2, 1000)", "INSERT INTO s.u VALUES (1, 1)")
+        settle(sites)
+        watch = two.applier.watch
+        with closing(two.server.connect(autocommit=False)) as row, row.cursor() as of_row:
+            run(of_row, "SELECT * FROM s.u WHERE id = 1 FOR UPDATE")
+            with closing(two.server.connect(autocommit=False)) as gap, gap.cursor() as of_gap:
+                run(of_gap, "SELECT * FROM s.t WHERE k BETWEEN 400 AND 600 FOR UPDATE")
+                one.execute("BEGIN", "INSERT INTO s.t VALUES (3, 500)", "UPDATE s.u SET k = 2", "COMMIT")
+                wait_for(lambda: watch._gap_since is not None, 20, two)
+            wait_for(lambda: watch._gap_since is None and str(thread_of(row)) in watch.waits_for, 20, two)
+            assert watch.yielded == 0
+        settle(sites)
+        same_everywhere(sites, "s.t", "s.u")
+
+
 def test_whom_apply_waits_for_is_told_and_left_alone(watched: list[Server]) -> None:
     with cluster(watched, yield_after=None) as sites:
         one, two = sites
