@@ -132,7 +132,7 @@ class Reader:
         self.tokens = [(word.text, word.quoted) for word in self._words]
         self._text = text
         self.at = 0
-        if self.take("SET", "STATEMENT"):  # MariaDB: SET STATEMENT variable = value FOR statement
+        while self.take("SET", "STATEMENT"):  # MariaDB: SET STATEMENT variable = value FOR statement
             while self.at < len(self.tokens) and not self.take("FOR"):
                 self.at += 1
         start = self.at

@@ -39,12 +39,12 @@ def _settings(text: str) -> list[tuple[int, int, str]]:
     if not reader.take("SET", "STATEMENT"):
         return found
     while reader.at < end:
-        name = reader.word()
+        name = reader.tokens[reader.at][0].upper()
         reader.at += 1
-        if name in _LIMITS and reader.take("="):
+        if name in _LIMITS and (reader.take("=") or reader.take(":", "=")):
             first = reader.at
             depth = 0
-            while reader.at < end - 1 and (depth or reader.word() != ","):
+            while reader.at < end - 1 and (depth or reader.word() not in (",", "FOR")):
                 depth += (reader.word() == "(") - (reader.word() == ")")
                 reader.at += 1
             found.append((*reader.span(first), f"@@SESSION.{name}"))

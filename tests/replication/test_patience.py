@@ -37,6 +37,11 @@ SESSION = "@@SESSION.LOCK_WAIT_TIMEOUT"
             f"SET STATEMENT sql_mode = '', Lock_Wait_Timeout = {SESSION}, a=1 FOR ALTER TABLE t  FORCE",
         ),
         (
+            "SET STATEMENT `lock_wait_timeout` := 1 FOR SET STATEMENT lock_wait_timeout=2 FOR DROP TABLE t",
+            f"SET STATEMENT `lock_wait_timeout` := {SESSION} FOR SET STATEMENT lock_wait_timeout={SESSION}"
+            " FOR DROP TABLE t",
+        ),
+        (
             "SET STATEMENT max_statement_time=0.5 FOR DROP TABLE t",
             "SET STATEMENT max_statement_time=@@SESSION.MAX_STATEMENT_TIME FOR DROP TABLE t",
         ),
@@ -53,6 +58,7 @@ def test_words(statement: str, elsewhere: str | None) -> None:
     [
         "ALTER TABLE s.t NOWAIT ADD c INT",
         "SET STATEMENT lock_wait_timeout = 0, max_statement_time = 0.1 FOR ALTER TABLE s.t ADD c INT",
+        "SET STATEMENT lock_wait_timeout := 0 FOR SET STATEMENT max_statement_time = 0.1 FOR ALTER TABLE s.t ADD c INT",
     ],
 )
 def test_a_table_that_is_always_in_use(servers: LendServers, statement: str) -> None:
