@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """``units``: transactions or rows, whichever is counted."""
+    """``made``: where its tables are made; ``units``: transactions or rows, whichever is counted."""
 
     name: str
     made: Position
@@ -222,14 +222,14 @@ def _compare(source: Server, target: Server) -> None:
 
 
 class _Nowhere:
-    """What becomes of what a capture proposes that is of no interest."""
+    """A link that drops every proposal."""
 
     def propose(self, session: int, sequence: int, payload: bytes) -> None:
         pass
 
 
 def _before(source: Server, backlog: Backlog, memo: Path) -> None:
-    """The capture that is stopped before the backlog is written."""
+    """A capture that has read the tables' first rows and is stopped: it leaves its memo."""
     capture = _capturing(_login(source), _Nowhere(), backlog.made, memo)
     thread = threading.Thread(target=capture.run, daemon=True)
     thread.start()

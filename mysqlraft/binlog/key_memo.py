@@ -1,4 +1,4 @@
-"""What a stream knew of the keys of tables when it ended, for the next one.
+"""The keys of tables that a stream knew when it ended, for the next one.
 
 A binlog does not name unique keys. The server is asked for them, and its answer holds for rows that were written before
 only if no statement on their table lies in between. To find that out, all that is left to be read has to be looked

@@ -97,7 +97,7 @@ class MappedTables:
         self._scan = scan
         self._never = never
         self._before = {} if memo is None else dict(memo.tables)
-        """What the memo says of tables on which no statement has been met since."""
+        """The memo's tables on which the stream has met no statement."""
 
     def forget(self, tables: Iterable[tuple[str, str | None]]) -> None:
         """A statement on these tables may have changed their keys; table None: anything in the schema."""

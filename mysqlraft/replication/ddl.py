@@ -47,7 +47,8 @@ class Intent(NamedTuple):
         """Whether it is what the server wrote of this statement when it came back from a crash."""
         if xxh3_64_intdigest(statement) == self.text:
             return True
-        # What it had dropped so far, also to replace it, it puts into its own words; of a schema, too.
+        # The server has words of its own for tables that it had dropped so far: those of a list, of a schema, and one
+        # that was to be replaced.
         dropped = _dropped(what) if what.verb.startswith("DROP ") else ()
         return bool(dropped) and all(
             _digest(schema, name) in self.objects or _digest(schema, None) in self.objects for schema, name in dropped
@@ -59,7 +60,7 @@ _DROPPED_WITH_ROWS = frozenset(("TABLE", "TABLES", "VIEW", "SEQUENCE", "DATABASE
 
 
 def _dropped(what: Statement) -> Sequence[tuple[str, str | None]]:
-    """What the statement drops: tables and the like, and schemas."""
+    """The tables, views, sequences and schemas that the statement drops."""
     verb, _, kind = what.verb.partition(" ")
     return what.objects if (verb == "DROP" or what.replaces) and kind in _DROPPED_WITH_ROWS else ()
 

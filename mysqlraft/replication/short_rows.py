@@ -39,7 +39,7 @@ _SCRATCH = "mysqlraft.added_value"
 
 
 class UnknownValue(Exception):
-    """What columns have in rows that lack them cannot be told; the text says why. ``columns``: which; () if any."""
+    """Rows lack columns, and nothing tells the values; the text says why. ``columns``: their names; (): any of them."""
 
     def __init__(self, why: str, columns: Sequence[str] = ()) -> None:
         super().__init__(why)

@@ -70,7 +70,7 @@ _INCOMPARABLE = frozenset(("vector",))
 """Types that the server refuses to compare with anything."""
 
 
-_MEND = (
+_REMEDY = (
     "Stop the writers of the table, SET SESSION sql_log_bin = 0, make it here what it is in the rows, and reload; if a "
     "statement had changed it, change it again so, once all of the log is applied"
 )
@@ -132,7 +132,7 @@ class LocalTable:
                 column = columns[(nulls & -nulls).bit_length() - 1]
                 raise TableMismatch(
                     f"{self.map.schema}.{self.map.table}: column {column.index + 1}, {column.name}, is NULL in a row, "
-                    f"and NOT NULL at this site. {_MEND}"
+                    f"and NOT NULL at this site. {_REMEDY}"
                 )
 
 
@@ -236,7 +236,7 @@ def compare(rows: TableMap, local: TableDefinition) -> None:
         extra = rows.columns[len(local.columns)]
         raise TableMismatch(
             f"{where}: the rows have {len(rows.columns)} columns, the table at this site {len(local.columns)}; "
-            f"column {extra.index + 1}, {extra.name or '?'} ({_shown(extra)}), is missing here. {_MEND}"
+            f"column {extra.index + 1}, {extra.name or '?'} ({_shown(extra)}), is missing here. {_REMEDY}"
         )
     for column, definition in zip(rows.columns, local.columns, strict=False):
         problem = ""
@@ -247,14 +247,14 @@ def compare(rows: TableMap, local: TableDefinition) -> None:
         if problem:
             raise TableMismatch(
                 f"{where}: column {column.index + 1} is {column.name or '?'} {_shown(column)} in the rows, and "
-                f"{definition.name} {definition.column_type} at this site: {problem}. {_MEND}"
+                f"{definition.name} {definition.column_type} at this site: {problem}. {_REMEDY}"
             )
     if rows.primary_key:
         primary = [rows.columns[index].name.casefold() for index, _ in rows.primary_key]
         if primary != [name.casefold() for name in local.primary_key]:
             raise TableMismatch(
                 f"{where}: the primary key is ({', '.join(primary)}) in the rows, and "
-                f"({', '.join(local.primary_key)}) at this site. {_MEND}"
+                f"({', '.join(local.primary_key)}) at this site. {_REMEDY}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a stopped capture knows of row keys, on real servers: the next one need not look for statements ahead."""
+"""A stopped capture leaves the row keys that it knows, and the next one does not look for statements ahead."""
 
 from __future__ import annotations
 
