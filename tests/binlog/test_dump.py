@@ -95,17 +95,19 @@ def read(
     try:
         dump.start_at(*place)
         first(dump)
-        while place != (end.file, end.offset):
+        while True:
             for event in how(dump):
                 assert not isinstance(event, LargeEvent)
                 offset = int.from_bytes(event[13:17], "little")
                 place = rotate(event) if event[4] == EventType.ROTATE else (place[0], offset or place[1])
                 if event[4] not in HEARTBEATS:
                     seen.append(event)
+                # More may follow it: MariaDB writes a checkpoint some time after each new file.
+                if place == (end.file, end.offset):
+                    print(f"{len(seen)} events")
+                    return seen
     finally:
         dump.close()
-    print(f"{len(seen)} events")
-    return seen
 
 
 def is_statement(event: bytes) -> bool:
