@@ -21,8 +21,8 @@ from mysqlraft.mysql.finding import identifier
 from mysqlraft.mysql.schema import named, quoted
 
 _DENIED = (1044, 1142, 1143, 1227)
-_GONE = (1049, 1146, 1051)
-"""Errors that say a table or its schema does not exist."""
+_GONE = (1049, 1146, 1051, 1305, 1360, 1539)
+"""Errors that say a table, its schema, a routine, a trigger or an event does not exist."""
 
 
 class ServerKeySource:

@@ -115,6 +115,23 @@ def definition_of(query: Query, schema: str, name: str, *, mariadb: bool) -> str
     return "\n".join(line for line in create.split("\n") if not _FOREIGN_KEY.match(line))
 
 
+def ask_in_turn(query: Query, schema: str, name: str) -> None:
+    """Waits until no statement on the object is half done. MySQL's are in the binlog before anybody sees what they did;
+    with semi-synchronous replication a replica has to answer in between. SHOW CREATE waits for them, which MySQL's
+    information_schema does not. ``name``: as of `definition_of`.
+
+    Raises:
+        what ``query`` does, also if there is no such object.
+    """
+    kind, _, rest = name.partition(" ")
+    if kind == "DATABASE" and rest:
+        query(f"SHOW CREATE DATABASE {identifier(schema)}")
+    elif rest and kind in _INFORMATION:
+        query(f"SHOW CREATE {kind} {identifier(schema, rest)}")
+    else:
+        query(f"SHOW CREATE TABLE {identifier(schema, name)}")
+
+
 def _lines(
     query: Query,
     what: str,

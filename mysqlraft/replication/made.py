@@ -17,11 +17,13 @@ from pymysql.constants import ER
 from mysqlraft.binlog.statement_scan import Place, StatementScan
 from mysqlraft.binlog.statements import classify
 from mysqlraft.mysql.connection import Session, StatementError
-from mysqlraft.mysql.definitions import Query, definition_of, difference
+from mysqlraft.mysql.definitions import Query, ask_in_turn, definition_of, difference
 from mysqlraft.replication.entry import Ddl, Made
 
 _UNTOLD = frozenset((ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, 1356))
 """Errors of a server that cannot say what an object is: it has just gone, or is a view of what is not there."""
+_ABSENT = frozenset((ER.SP_DOES_NOT_EXIST, ER.TRG_DOES_NOT_EXIST, 1539, ER.SPECIFIC_ACCESS_DENIED_ERROR))
+"""What it says to SHOW CREATE, besides; 1539: there is no such event."""
 MOST_OBJECTS = 20
 """Of a statement, that are looked at."""
 MOST_CHARACTERS = 65536
@@ -51,6 +53,8 @@ def made(
         if name is None:
             continue
         try:
+            if not mariadb:
+                _wait_for_statement(query, schema, name)
             definition = definition_of(query, schema, name, mariadb=mariadb)
         except pymysql.err.MySQLError as error:
             if not error.args or error.args[0] not in _UNTOLD:
@@ -64,6 +68,14 @@ def made(
     if any(scan.last_on(schema, name or "", end, ahead) is not None for schema, name in tables):
         return None
     return Made(version, found) if found else None
+
+
+def _wait_for_statement(query: Query, schema: str, name: str) -> None:
+    try:
+        ask_in_turn(query, schema, name)
+    except pymysql.err.MySQLError as error:
+        if not error.args or error.args[0] not in _UNTOLD | _ABSENT:
+            raise
 
 
 def differing(session: Session, ddl: Ddl, own: Callable[[], AbstractSet[tuple[str, str | None]]]) -> str:

@@ -167,6 +167,49 @@ def test_the_time_zone_of_the_machine(server_factory: ServerFactory, monkeypatch
             assert str(stored) == "2024-01-01 03:00:00"
 
 
+IN_TURN = (
+    "CREATE TABLE s.made (id INT PRIMARY KEY)",
+    "RENAME TABLE s.made TO s.renamed",
+    "ALTER TABLE s.renamed ADD v INT, COMMENT 'x'",
+    "CREATE VIEW s.v AS SELECT id FROM s.renamed",
+    "CREATE OR REPLACE VIEW s.v AS SELECT v FROM s.renamed",
+    "CREATE TRIGGER s.tr BEFORE INSERT ON s.renamed FOR EACH ROW SET NEW.v = 1",
+    "CREATE EVENT s.e ON SCHEDULE EVERY 1 DAY DO SET @a = 1",
+    "ALTER EVENT s.e COMMENT 'x'",
+    "CREATE FUNCTION s.f() RETURNS INT DETERMINISTIC RETURN 1",
+    "ALTER FUNCTION s.f COMMENT 'x'",
+    "CREATE PROCEDURE s.p() SET @a = 1",
+    "ALTER DATABASE s CHARACTER SET latin1",
+    "DROP PROCEDURE s.p",
+    "DROP FUNCTION s.f",
+    "DROP EVENT s.e",
+    "DROP TRIGGER s.tr",
+    "DROP VIEW s.v",
+    "DROP TABLE s.renamed",
+)
+
+
+def test_a_statement_that_is_in_the_binlog_and_not_done(server_factory: ServerFactory, engine: Engine) -> None:
+    """Semi-synchronous replication holds it up there until a replica answers; here none does for a while."""
+    what = "source" if engine == "mysql" else "master"
+    with cluster([server_factory(), server_factory()]) as sites:
+        one, _ = sites
+        if engine == "mysql":
+            one.execute("INSTALL PLUGIN rpl_semi_sync_source SONAME 'semisync_source.so'")
+        else:
+            one.execute("SET GLOBAL rpl_semi_sync_master_wait_point = 'AFTER_SYNC'")
+        one.execute(f"SET GLOBAL rpl_semi_sync_{what}_timeout = 400")
+        for statement in IN_TURN:
+            # It no longer waits once it has waited in vain.
+            semi_sync = f"SET GLOBAL rpl_semi_sync_{what}_enabled ="
+            one.execute(f"{semi_sync} OFF", f"{semi_sync} ON", statement, f"{semi_sync} OFF")
+            settle(sites)
+        said = [name for names in stated(one) for name in names]
+        assert {"made", "renamed", "v", "EVENT e", "FUNCTION f", "PROCEDURE p"} <= set(said)
+        for site in sites:
+            assert site.execute("SHOW TABLES FROM s") == [("t",)]
+
+
 def test_settings_of_servers_that_show_definitions_otherwise(
     server_factory: ServerFactory, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
