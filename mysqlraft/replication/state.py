@@ -67,6 +67,7 @@ from mysqlraft.raft.sessions import SessionTable
 from mysqlraft.replication.additions import Additions
 from mysqlraft.replication.certify import Certifier, TableName, Verdict, sorted_keys
 from mysqlraft.replication.entry import OtherVersion, Payload, PayloadError, PayloadKind, Position, Unit, decode
+from mysqlraft.replication.moved_rows import Move, Moves
 from mysqlraft.replication.pieces import PieceOrder, joined
 from mysqlraft.replication.policy import Certification
 from mysqlraft.replication.runs import Damaged, Memo, Runs
@@ -155,7 +156,8 @@ class Step:
 
     ``units``: each unit with its certification, in order; for LARGE one, without changes or keys. ``parts``: of LARGE,
     and those that hold the rows which a statement carries. ``certification``: of a statement. ``void``: how the entry
-    broke the protocol, which has voided its session.
+    broke the protocol, which has voided its session. ``missed``: a statement that one of the units did not know, and
+    which took its rows elsewhere.
     """
 
     index: int
@@ -166,6 +168,7 @@ class Step:
     parts: list[int] = field(default_factory=list)
     certification: Certification | None = None
     alone: bool = True
+    missed: Move | None = None
     void: str = ""
 
 
@@ -193,6 +196,7 @@ class ReplicationState:
         self.sessions = SessionTable()
         self.certifier = Certifier(runs=Runs(directory))
         self.additions = Additions()
+        self.moves = Moves()
         self._directory = directory
         self._fetch = fetch
         self._checkpoint_every = checkpoint_every
@@ -332,6 +336,7 @@ class ReplicationState:
             origin.parts = []
             ddl = payload.ddl
             self.additions.enter(index, ddl)
+            self.moves.enter(index, entry.origin, ddl)
             self._statements.append(index)
             tables, number = _lower(ddl.tables), repetition(ddl.text, ddl.schema, ddl.context)
             step.alone = self.certifier.alone(entry.origin, payload.base, tables, number)
@@ -362,6 +367,7 @@ class ReplicationState:
                 contested = certifier.contested(origin, unit.base, unit.keys)
                 certification = replace(certification, contested=contested)
             certifier.enter(index, origin, unit.base, unit.keys, tables, verdict, wild)
+            step.missed = step.missed or self.moves.missed(origin, unit.base, tables)
             step.units.append((unit, certification))
 
     def _certify_large(self, step: Step, origin: int) -> None:
@@ -395,6 +401,7 @@ class ReplicationState:
             own and len(contested) <= LARGE_UNIT_CONTESTED and certifier.by_keys_alone(origin, whole.base, tables, wild)
         )
         certifier.enter_large(step.index, origin, whole.base, arrays, tables, verdict, wild)
+        step.missed = self.moves.missed(origin, whole.base, tables)
         del writers[LARGE_UNIT_WRITERS:]
         certification = Certification(step.index, origin, own, verdict, writers, contested if exact else None)
         step.units = [(whole, certification)]
@@ -428,6 +435,7 @@ class ReplicationState:
         if floor > self.certifier.floor:
             self.certifier.forget(floor)
             self.additions.forget(floor)
+            self.moves.forget(floor)
             self._statements = [index for index in self._statements if index > floor]
             for index in [index for index in self._large if index <= floor]:
                 del self._large[index]
@@ -548,6 +556,7 @@ class ReplicationState:
                 ddl = decode(entry.payload).ddl
                 assert ddl is not None
                 self.additions.enter(index, ddl)
+                self.moves.enter(index, entry.origin, ddl)
         try:
             for entry in self._fetch(self.index + 1, stored.index) if self.index < stored.index else ():
                 self.step(entry)
@@ -610,6 +619,7 @@ class ReplicationState:
         self.checks = ()
         self.certifier.forget(stored.floor)
         self.additions.forget(stored.floor)
+        self.moves.forget(stored.floor)
         self._loaded(stored)
         if stored.tables is None and checkpoint.index:
             self.certifier.restore_crossed(stored.crossed)

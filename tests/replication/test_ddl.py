@@ -615,6 +615,73 @@ def test_two_tables_change_places(servers: LendServers) -> None:
         assert one.execute("SELECT v FROM s.new ORDER BY id") == [("now",), ("two",)]
 
 
+CHANGES_PLACES = "RENAME TABLE s.t TO s.aside, s.new TO s.t, s.aside TO s.new"
+ROTATES = "RENAME TABLE s.t TO s.gone, s.new TO s.t"
+EXCHANGES = "ALTER TABLE s.parts EXCHANGE PARTITION p1 WITH TABLE s.whole"
+CONVERTS = "ALTER TABLE s.parts CONVERT PARTITION p0 TO TABLE s.gone"
+PARTS = (
+    "CREATE TABLE s.parts (id INT PRIMARY KEY, v VARCHAR(9)) PARTITION BY RANGE (id)"
+    " (PARTITION p0 VALUES LESS THAN (100), PARTITION p1 VALUES LESS THAN (1000))"
+)
+
+
+@pytest.mark.parametrize(
+    ("statement", "rows", "tables"),
+    [
+        (CHANGES_PLACES, "INSERT INTO s.t VALUES (200, 2, 'two')", ("s.t", "s.new")),
+        (CHANGES_PLACES, "UPDATE s.new SET v = 'two' WHERE id = 101", ("s.t", "s.new")),
+        (ROTATES, "INSERT INTO s.t VALUES (200, 2, 'two')", ("s.t", "s.gone")),
+        (EXCHANGES, "INSERT INTO s.whole VALUES (200, 'two')", ("s.whole", "s.parts")),
+        (EXCHANGES, "UPDATE s.parts SET v = 'two' WHERE id = 300", ("s.whole", "s.parts")),
+    ],
+)
+def test_rows_that_a_statement_took_along_before_they_were_in_the_log(
+    servers: LendServers, statement: str, rows: str, tables: tuple[str, ...]
+) -> None:
+    """At their origin they went with the table; elsewhere they would go to the one that has its name now."""
+    take_along(servers, statement, rows, tables)
+
+
+@pytest.mark.parametrize("engine", ["mariadb"], indirect=True)
+def test_rows_that_went_with_a_partition(servers: LendServers) -> None:
+    take_along(servers, CONVERTS, "UPDATE s.parts SET v = 'two' WHERE id = 5", ("s.parts", "s.gone"))
+
+
+def take_along(servers: LendServers, statement: str, rows: str, tables: tuple[str, ...]) -> None:
+    """Site 1 runs the statement while rows of site 2 wait to be sent. All sites stop, and `skip` goes on."""
+    definitions = ("CREATE TABLE s.new LIKE s.t", PARTS, "CREATE TABLE s.whole (id INT PRIMARY KEY, v VARCHAR(9))")
+    with cluster(servers(3), TABLE, *definitions) as sites:
+        one, two, _ = sites
+        one.execute("INSERT INTO s.t VALUES (100, 1, 'old')", "INSERT INTO s.new VALUES (101, 1, 'new')")
+        one.execute("INSERT INTO s.parts VALUES (5, 'low'), (300, 'high')")
+        settle(sites)
+        two.link.hold()
+        two.execute(rows)
+        wait_for(lambda: two.link.units_kept == 1, 30, sites)
+        one.execute(statement)
+        wait_for(lambda: bool(statements_in(one.log)), 30, sites)
+        (moved,) = statements_in(one.log)
+        for site in sites:
+            site.wait_applied(moved)
+        two.link.release()
+        (reason,) = {site.wait_stopped() for site in sites}
+        (index,) = {site.applier.status.stopped_at for site in sites}
+        assert f"before {statement!r} ran there (log index {moved}, from site 1)" in reason
+        assert f"`mysqlraft skip --index {index}`" in reason
+        for site in sites:
+            site.stop()
+            for table in tables:
+                site.execute("SET SESSION sql_log_bin = 0", f"DELETE FROM {table}")
+            site._options["skip"] = [index]
+            site.start()
+        for site in sites:
+            wait_capturing(site)
+        settle(sites)
+        same_everywhere(sites, *tables)
+        # What was to come is in the table of that name.
+        assert [("two",)] in [one.execute(f"SELECT v FROM {table}") for table in tables]
+
+
 def test_a_trigger_on_a_table_of_its_own_schema(servers: LendServers) -> None:
     """Its session has no default schema, and the statement names that of the trigger only."""
     with cluster(servers(2)) as sites:
