@@ -23,8 +23,15 @@ import pytest
 from mysqlraft.sandbox.servers import ENGINES, Engine, Installation, Server, find_servers
 from tests.harness.pool import LendServers, ServerFactory, ServerPool
 
-# The same examples in every run; `--hypothesis-profile=default` looks for new ones.
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+# The same examples in every run; `--hypothesis-profile=default` looks for new ones. How long they take says only how
+# busy the machine is.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("repeatable")
 
 

@@ -19,6 +19,9 @@ Then this, and the site goes on with the next log index at once. Where every sit
 
   mysqlraft skip --index 4711 --config tokyo.yaml
 
+For one that has stopped at rows which a statement took to another name before they were in the log: make the tables
+equal at all sites first. The rows are written then, to the tables that have the names now.
+
 For a site whose capture has stopped at a transaction of its own applications: `mysqlraft status` names it, by its GTID
 or by file and offset. It is left out whole, so no other site will have what it did. It is written to a file in data_dir
 first, whose path is printed: its rows as far as they can be read, and its events. See docs/operations.md for what to do

@@ -7,6 +7,7 @@ import pytest
 from mysqlraft.binlog import scheduled_events
 from mysqlraft.binlog.commuting import commutes
 from mysqlraft.binlog.errors import BinlogError
+from mysqlraft.binlog.moved_tables import moved
 from mysqlraft.binlog.repeating import ONLY_MAKES, repetition
 from mysqlraft.binlog.statements import StatementKind, classify
 
@@ -230,3 +231,28 @@ def test_an_event_in_another_character_set() -> None:
     assert found == b"ALTER DEFINER=`o`@`%` EVENT `a\x83\x5c\xfe\x60` DISABLE ON SLAVE COMMENT '\x95\x5c'"
     with pytest.raises(BinlogError, match="cannot be put"):
         scheduled_events.elsewhere_in_bytes(characters, ("ö", "%"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "tables"),
+    [
+        ("RENAME TABLE t TO u", [("s", "t")]),
+        ("RENAME TABLES t TO gone, new TO t", [("s", "t"), ("s", "new")]),
+        ("RENAME TABLE A.`t` TO x, u TO a.t, x TO s.u", [("a", "t"), ("s", "u")]),
+        ("RENAME TABLE t TO x, x TO t", []),
+        ("RENAME TABLE IF EXISTS t NOWAIT TO u", [("s", "t")]),
+        ("RENAME TABLE `t\xfc` TO u", [("s", None)]),
+        ("ALTER TABLE t ADD c INT, RENAME TO u", [("s", "t")]),
+        ("ALTER TABLE t RENAME AS s.t", []),
+        ("ALTER TABLE t RENAME COLUMN a TO b, RENAME INDEX i TO j, RENAME KEY k TO l", []),
+        ("ALTER ONLINE TABLE IF EXISTS t RENAME u", [("s", "t")]),
+        ("ALTER TABLE t EXCHANGE PARTITION p WITH TABLE x.u WITHOUT VALIDATION", [("s", "t"), ("x", "u")]),
+        ("ALTER TABLE t CONVERT PARTITION p TO TABLE u", [("s", "t")]),
+        ("ALTER TABLE t CONVERT TABLE u TO PARTITION p VALUES LESS THAN (9)", [("s", "t"), ("s", "u")]),
+        ("ALTER TABLE t CONVERT TO CHARACTER SET utf8mb4", []),
+        ("ALTER TABLE t TRUNCATE PARTITION p", []),
+        ("DROP TABLE t", []),
+    ],
+)
+def test_tables_whose_rows_go_to_another_name(statement: str, tables: list[tuple[str, str | None]]) -> None:
+    assert moved(statement, "s") == frozenset(tables)
