@@ -40,6 +40,7 @@ STATEMENTS = [
     b"CREATE TABLE IF NOT EXISTS a (id INT)",
     b"CREATE INDEX IF NOT EXISTS i ON a (id)",
     b"DROP TABLE IF EXISTS a",
+    b"RENAME TABLE a TO aside, b TO a, aside TO b",
 ]
 NOWHERE = Position("", 0), ("", 0)
 
@@ -161,7 +162,11 @@ def fetching(log: History, fetched: list[int], first: int, last: int) -> Iterabl
 def judged(step: Step) -> list[object]:
     """What has to be the same at every site of what a step says."""
     conflicts = [sorted(certification.writers) for _, certification in step.units]
-    return [step.accepted, step.void, conflicts, step.certification and step.certification.verdict]
+    return [step.accepted, step.void, conflicts, step.certification and step.certification.verdict, step.missed]
+
+
+def known_statements(state: ReplicationState) -> list[dict[str, Any]]:
+    return [state.additions.__dict__, state.moves.__dict__]
 
 
 class Site:
@@ -169,13 +174,13 @@ class Site:
 
     def __init__(self, number: int, log: History, every: int, directory: Path | None) -> None:
         self.index, self._state, self._tables = 0, b"", b""
-        self._additions: dict[str, Any] = {"_of": {}}
+        self._statements: list[dict[str, Any]] = [{"_of": {}}, {"_moves": []}]
         self._number, self._log, self._every, self._directory = number, log, every, directory
         self.from_memos = 0
 
     def commit(self, state: ReplicationState) -> None:
         self._tables = state.dump_tables() or self._tables
-        self.index, self._state, self._additions = state.index, state.dump(), deepcopy(state.additions.__dict__)
+        self.index, self._state, self._statements = state.index, state.dump(), deepcopy(known_statements(state))
 
     def start(self) -> ReplicationState:
         read: list[int] = []
@@ -189,7 +194,7 @@ class Site:
             directory=self._directory,
         )
         assert state.index == self.index
-        assert state.additions.__dict__ == self._additions
+        assert known_statements(state) == self._statements
         self.from_memos += bool(read) and read[0] > state.rebuild_from + 1
         return state
 
