@@ -49,7 +49,7 @@ from mysqlraft.replication.after_crash import RunAtCrash
 from mysqlraft.replication.carried_rows import CarriedRows, RowsOfTable
 from mysqlraft.replication.entry import Change, ChangeKind, Ddl, Flavour, Payload, PayloadKind, Position, Unit
 from mysqlraft.replication.left_out import LeftOutRows
-from mysqlraft.replication.made import made, renamed_nothing
+from mysqlraft.replication.made import made, renamed_nothing, wait_until_done
 from mysqlraft.replication.pending_rows import PendingRows
 from mysqlraft.replication.pieces import cut
 from mysqlraft.replication.system_zone import REMEDY, system_zone
@@ -466,6 +466,8 @@ class Capture:
         reading = change.text if change.text.encode("utf-8", "surrogateescape") != change.statement else ""
         context = change.context
         assert self._source is not None
+        if self._flavour is Flavour.MYSQL and not change.inside:
+            wait_until_done(self._source.query, change.tables)
         is_event = classify(change.text, change.schema).verb.endswith(" EVENT")
         converted: tuple[str, ...] = ()
         if context.get("time_zone") == "SYSTEM" and not is_event:

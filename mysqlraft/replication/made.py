@@ -30,6 +30,22 @@ MOST_CHARACTERS = 65536
 """Of the definitions of a statement's objects together."""
 
 
+def wait_until_done(query: Query, tables: Iterable[tuple[str, str | None]]) -> None:
+    """Waits until what MySQL's binlog says of these objects is to be seen at the server.
+
+    Raises:
+        pymysql.err.MySQLError, OSError: as ``query`` does.
+    """
+    for schema, name in list(tables)[:MOST_OBJECTS]:
+        if name is None:
+            continue
+        try:
+            ask_in_turn(query, schema, name)
+        except pymysql.err.MySQLError as error:
+            if not error.args or error.args[0] not in _UNTOLD | _ABSENT:
+                raise
+
+
 def made(
     query: Query,
     version: str,
@@ -53,8 +69,6 @@ def made(
         if name is None:
             continue
         try:
-            if not mariadb:
-                _wait_for_statement(query, schema, name)
             definition = definition_of(query, schema, name, mariadb=mariadb)
         except pymysql.err.MySQLError as error:
             if not error.args or error.args[0] not in _UNTOLD:
@@ -68,14 +82,6 @@ def made(
     if any(scan.last_on(schema, name or "", end, ahead) is not None for schema, name in tables):
         return None
     return Made(version, found) if found else None
-
-
-def _wait_for_statement(query: Query, schema: str, name: str) -> None:
-    try:
-        ask_in_turn(query, schema, name)
-    except pymysql.err.MySQLError as error:
-        if not error.args or error.args[0] not in _UNTOLD | _ABSENT:
-            raise
 
 
 def differing(session: Session, ddl: Ddl, own: Callable[[], AbstractSet[tuple[str, str | None]]]) -> str:
