@@ -26,7 +26,7 @@ from mysqlraft.failures import Failures
 from mysqlraft.ipc import EXIT_ALONE, EXIT_STOPPED, Channel, Say
 from mysqlraft.raft.entry import Entry, EntryKind
 from mysqlraft.raft.node import Node
-from mysqlraft.raft.store import StoreError
+from mysqlraft.raft.store import Compacted, StoreError
 from mysqlraft.skips import Skips
 
 logger = logging.getLogger(__name__)
@@ -421,7 +421,7 @@ class _LogFeed:
             entries = [_plain(entry) for entry in wanted if entry.index <= last]
             self.channel.say(Say.FETCHED, entries, None)
         except StoreError as error:
-            self.channel.say(Say.FETCHED, [], str(error))
+            self.channel.say(Say.FETCHED, [], unreadable(error))
 
     def _fetched(self, task: asyncio.Task[None]) -> None:
         self._fetching.discard(task)
@@ -432,7 +432,17 @@ class _LogFeed:
         """The log cannot be read, or the node is gone: the replica has nothing to work on."""
         if not isinstance(error, ConnectionError):
             logger.error("the replica process cannot be fed reason=%r", str(error))
-        self.channel.close(f"the log cannot be read: {error}")
+        self.channel.close(f"the log cannot be read: {unreadable(error)}")
+
+
+def unreadable(error: BaseException) -> str:
+    """Why entries of the log cannot be had, and what to do about it."""
+    if not isinstance(error, Compacted):
+        return str(error)
+    return (
+        f"{error}: the tables of this site's server are from before that (raft.log_keep says how much is kept). Let "
+        "its daemon use a server that has more of the log, or load this site anew from another; then reload (SIGHUP)"
+    )
 
 
 def _plain(entry: Entry) -> tuple[int, int, int, int, bytes]:

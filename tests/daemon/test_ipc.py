@@ -27,6 +27,8 @@ from mysqlraft.ipc import (
     SessionOver,
     SkipLists,
 )
+from mysqlraft.raft.store import Compacted, StoreError
+from mysqlraft.supervisor import unreadable
 
 
 class Consensus:
@@ -272,3 +274,10 @@ def test_the_end_of_consensus_ends_the_replica() -> None:
         assert replica.stdout.readline() == b"up\n"
         ours.close()
         assert replica.wait(5) == EXIT_ALONE
+
+
+def test_what_to_do_about_a_log_that_begins_too_late() -> None:
+    assert unreadable(StoreError("damaged")) == "damaged"
+    said = unreadable(Compacted("entry 3 is not in the log any more, it begins at 9"))
+    assert said.startswith("entry 3 is not in the log any more, it begins at 9: the tables of this site's server")
+    assert "reload" in said
