@@ -313,8 +313,8 @@ class ApplySettings:
         default="last_write_wins",
     )
     skip: tuple[int, ...] = key(
-        "Log indices of statements not to be run, because what they do was done by hand after they had stopped the "
-        "sites. The same at every site.",
+        "Log indices at which sites had stopped: statements not to be run, because what they do was done by hand, and "
+        "rows that missed a statement, after the tables were made equal. The same at every site.",
         keys.list_of(keys.integer(1, 2**63 - 1)),
         default=(),
         reload=Reload.REPLICA,

@@ -66,7 +66,6 @@ from mysqlraft.replication.entry import OtherVersion, Payload, PayloadKind, kind
 from mysqlraft.replication.filters import TableFilter
 from mysqlraft.replication.look_ahead import LookAhead
 from mysqlraft.replication.made import differing
-from mysqlraft.replication.moved_rows import Move
 from mysqlraft.replication.pending_rows import PendingRows
 from mysqlraft.replication.policy import Policy, last_write_wins
 from mysqlraft.replication.recent import RecentEntries
@@ -155,7 +154,7 @@ class ApplyError(Exception):
 
 
 class StatementStops(ApplyError):
-    """It is the statement at ``index`` that cannot be run here, or may not be."""
+    """It is the statement at ``index`` that cannot be run here, or may not be, or rows there that missed one."""
 
     def __init__(self, index: int, why: str) -> None:
         super().__init__(why)
@@ -494,13 +493,15 @@ class Applier:
 
     def _step(self, builder: BatchBuilder, entry: LogEntry) -> Step:
         try:
-            step = builder.add(entry)
+            step = builder.state.step(entry)
+            missed = step.missed
+            if missed is not None and not missed.decided(entry.index, self._skip):
+                raise StatementStops(entry.index, missed.stops(entry.index, entry.origin))
+            builder.add(entry, step)
         except (OtherVersion, TableMismatch, BinlogError) as error:
             raise ApplyError(f"log index {entry.index}, from site {entry.origin}: {error}") from error
         finally:
             self._last_stepped = max(self._last_stepped, entry.index)
-        if step.missed is not None:
-            self._check_missed(entry, step.missed)
         if step.accepted and entry.origin == self._site:
             self._pending.returned(entry.session, entry.sequence)
         if step.kind is StepKind.UNITS and step.payload is not None:
@@ -509,20 +510,6 @@ class Applier:
             self._last_reported = entry.index
             self._on_step(entry, step, builder.state)
         return step
-
-    def _check_missed(self, entry: LogEntry, move: Move) -> None:
-        """Raises StatementStops, unless somebody has seen to the rows since: here, or at the statement."""
-        if any(move.index <= index <= entry.index for index in self._skip):
-            return
-        tables = ", ".join(sorted(schema if name is None else f"{schema}.{name}" for schema, name in move.tables))
-        raise StatementStops(
-            entry.index,
-            f"log index {entry.index}, from site {entry.origin}: it wrote rows before {move.ddl.shown!r} ran there "
-            f"(log index {move.index}, from site {move.origin}), which took them along to another name. Every site "
-            f"stops here. Stop the writers, make the rows of {tables}, and of the tables that they went to, equal at "
-            f"all sites by hand (SET sql_log_bin = 0), then `mysqlraft skip --index {entry.index}` at each: what site "
-            f"{entry.origin} wrote is then written to the tables that have these names now",
-        )
 
     # Batches.
 

@@ -282,7 +282,7 @@ def _deletion(table: TableMap, change: Change) -> Change:
 
 
 class BatchBuilder:
-    """Steps the state through entries and collects what they mean into a batch."""
+    """Collects what the steps of the state mean into a batch."""
 
     def __init__(self, state: ReplicationState, lanes: Lanes) -> None:
         self.state = state
@@ -310,19 +310,18 @@ class BatchBuilder:
         """Whether there is more to write than the progress row."""
         return bool(self._batch.units or self._batch.conflicts)
 
-    def add(self, entry: LogEntry) -> Step:
-        """Takes the next entry. The rows of a LARGE step and the statement of a DDL step are the caller's.
+    def add(self, entry: LogEntry, step: Step) -> None:
+        """Takes the entry that the state has just stepped. The rows of a LARGE step and the statement of a DDL step are
+        the caller's.
 
         Raises:
-            OtherVersion, StateError, TableMismatch: replication cannot go on beyond the entry before this one.
+            TableMismatch: replication cannot go on beyond the entry before this one.
         """
-        step = self.state.step(entry)
         if step.kind is StepKind.UNITS:
             assert step.payload is not None
             self.bytes += len(entry.payload)
             for number, (unit, certification) in enumerate(step.units):
                 self._unit(step.payload, number, unit, certification)
-        return step
 
     def _unit(self, payload: Payload, number: int, unit: Unit, certification: Certification) -> None:
         batch, lanes = self._batch, self._lanes

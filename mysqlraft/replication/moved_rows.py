@@ -1,4 +1,4 @@
-"""Units that came too late for a statement which took their rows to another name.
+"""Units that missed a statement which took their rows to another name.
 
 Such a unit was written before its site knew the statement, and is behind it in the log. At its origin the statement has
 taken its rows along; at the other sites they come to whatever has the table's name now. What is to become of them
@@ -28,6 +28,22 @@ class Move:
 
     def meets(self, table: TableName) -> bool:
         return table in self.tables or (table[0], None) in self.tables
+
+    def decided(self, index: int, skipped: Iterable[int]) -> bool:
+        """Whether somebody has seen to the rows since: at the entry at log index ``index``, at one before it that
+        missed the statement, too, or at the statement."""
+        return any(self.index <= each <= index for each in skipped)
+
+    def stops(self, index: int, origin: int) -> str:
+        """Why every site stops at the entry at log index ``index``, of site ``origin``, and what to do."""
+        tables = ", ".join(sorted(schema if name is None else f"{schema}.{name}" for schema, name in self.tables))
+        return (
+            f"log index {index}, from site {origin}: it wrote rows before {self.ddl.shown!r} ran there (log index "
+            f"{self.index}, from site {self.origin}), which took them along to another name. Every site stops here. "
+            f"Stop the writers, make the rows of {tables}, and of the tables that they went to, equal at all sites by "
+            f"hand (SET sql_log_bin = 0), then `mysqlraft skip --index {index}` at each: what site {origin} wrote is "
+            "then written to the tables that have these names now, so make those that are missing"
+        )
 
 
 class Moves:
