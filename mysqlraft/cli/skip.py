@@ -19,8 +19,8 @@ Then this, and the site goes on with the next log index at once. Where every sit
 
   mysqlraft skip --index 4711 --config tokyo.yaml
 
-For one that has stopped at rows which a statement took to another name before they were in the log: make the tables
-equal at all sites first. The rows are written then, to the tables that have the names now.
+A site may also have stopped at rows which a statement took to another name before they were in the log. Make the tables
+equal at all sites first. These rows are not skipped: they are written to the tables that have the names now.
 
 For a site whose capture has stopped at a transaction of its own applications: `mysqlraft status` names it, by its GTID
 or by file and offset. It is left out whole, so no other site will have what it did. It is written to a file in data_dir
@@ -55,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
     elif args.captured is not None:
         print(f"goes on without {done['captured']}, which is in {done['rows']}; skipped: {done['reason']}")
     else:
-        print(f"goes on behind log index {done['index']}; skipped: {done['reason']}")
+        print(f"goes on from log index {done['index']}, where it had stopped: {done['reason']}")
     return 0

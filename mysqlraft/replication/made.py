@@ -23,7 +23,7 @@ from mysqlraft.replication.entry import Ddl, Made
 _UNTOLD = frozenset((ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, 1356))
 """Errors of a server that cannot say what an object is: it has just gone, or is a view of what is not there."""
 _ABSENT = frozenset((ER.SP_DOES_NOT_EXIST, ER.TRG_DOES_NOT_EXIST, 1539, ER.SPECIFIC_ACCESS_DENIED_ERROR))
-"""What it says to SHOW CREATE, besides; 1539: there is no such event."""
+"""Further errors of SHOW CREATE, of the same meaning. 1539: there is no such event."""
 MOST_OBJECTS = 20
 """Of a statement, that are looked at."""
 MOST_CHARACTERS = 65536

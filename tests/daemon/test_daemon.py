@@ -382,7 +382,9 @@ def test_a_statement_that_cannot_be_run_is_skipped(pair: tuple[ClusterSite, Clus
     sql(there, "SET SESSION sql_log_bin = 0", "ALTER TABLE shop.t ADD b INT")
     done = skip(there, index)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"goes on behind log index {index}; skipped: log index {index}, from site 1")
+    assert done.stdout.startswith(
+        f"goes on from log index {index}, where it had stopped: log index {index}, from site 1"
+    )
     until(lambda: sql(there, "SELECT * FROM shop.t") == ((1, 1),), "the row behind it")
     state(there, "running")
     assert f"statement skipped index={index} by='ann@" in log(there)

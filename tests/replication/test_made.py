@@ -168,6 +168,7 @@ def test_the_time_zone_of_the_machine(server_factory: ServerFactory, monkeypatch
 
 
 IN_TURN = (
+    "CREATE DATABASE d",
     "CREATE TABLE s.made (id INT PRIMARY KEY)",
     "RENAME TABLE s.made TO s.renamed",
     "ALTER TABLE s.renamed ADD v INT, COMMENT 'x'",
@@ -186,6 +187,7 @@ IN_TURN = (
     "DROP TRIGGER s.tr",
     "DROP VIEW s.v",
     "DROP TABLE s.renamed",
+    "DROP DATABASE d",
 )
 
 
@@ -205,7 +207,7 @@ def test_a_statement_that_is_in_the_binlog_and_not_done(server_factory: ServerFa
             one.execute(f"{semi_sync} OFF", f"{semi_sync} ON", statement, f"{semi_sync} OFF")
             settle(sites)
         said = [name for names in stated(one) for name in names]
-        assert {"made", "renamed", "v", "EVENT e", "FUNCTION f", "PROCEDURE p"} <= set(said)
+        assert {"DATABASE d", "made", "renamed", "v", "EVENT e", "FUNCTION f", "PROCEDURE p"} <= set(said)
         for site in sites:
             assert site.execute("SHOW TABLES FROM s") == [("t",)]
 
