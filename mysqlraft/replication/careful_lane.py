@@ -347,6 +347,8 @@ class _Shape:
         after_wrote = self._written_as(later, after, row.after, found.same)
         before_later = self._stays(later, before_wrote, found, found.before)
         after_later = self._stays(later, after_wrote, found, found.same)
+        if after_later and not before_later and found.before is not None and found.before == found.same:
+            after_later = self._may_go(row, found)  # it goes: only its new spelling was written later
         if later is not None and later.own and (before_later, after_later) != (bool(before_wrote), bool(after_wrote)):
             later.ahead.in_full += 1
         made = operations(

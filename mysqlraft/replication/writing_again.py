@@ -83,8 +83,8 @@ def operations(
             gone.append(holder)
     moved = before if before != stored.same else None
     if not puts or after_later:
-        removed = moved if puts else before
-        return Operations(gone + ([removed] if removed is not None else []), False)
+        # Also if it is `same` to the server under another spelling: what comes later does not know it by this one.
+        return Operations(gone + ([before] if before is not None else []), False)
     if taken:
         return Operations(gone + [key for key in (moved, stored.same) if key is not None], False)
     if moved is None:

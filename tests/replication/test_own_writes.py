@@ -8,7 +8,7 @@ and a conflict.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, cast
 
 import pymysql
@@ -21,7 +21,7 @@ from mysqlraft.replication.look_ahead import LookAhead
 from mysqlraft.replication.pending_rows import PendingRows
 from mysqlraft.sandbox.servers import Server
 from tests.harness.pool import LendServers
-from tests.replication.harness import SiteUnderTest, settle, wait_for
+from tests.replication.harness import SiteUnderTest, run, settle, wait_for
 from tests.replication.test_apply import cluster, same_everywhere
 
 pytestmark = pytest.mark.timeout(120)
@@ -342,6 +342,36 @@ def test_unique_values_that_are_equal_to_the_server_only(servers: LendServers) -
             "INSERT INTO s.u VALUES ('a', 'ua', 'ccc', 9)",
         )
         stays_while_each_comes_back(one, two, statements, "id < 'z'", "UPDATE s.u SET v = 7 WHERE id = 'z'")
+
+
+def test_a_row_that_one_transaction_writes_and_spells_anew(servers: LendServers) -> None:
+    """One that the same transaction gives another spelling of its primary key, and a later one deletes, does not come
+    back: neither one that was there before nor a new one."""
+    text = "VARCHAR(20) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci"
+    table = f"CREATE TABLE s.u (id {text} PRIMARY KEY, u {text} UNIQUE, v INT)"
+    with held_back(servers(2), table) as (one, two):
+        one.execute("INSERT INTO s.u VALUES ('a', 'ua', 0), ('b', 'ub', 0), ('z', 'uz', 0)")
+        settle([one, two])
+        hold(one)
+        with closing(one.server.connect(autocommit=False)) as client, client.cursor() as cursor:
+            for units, statements in enumerate(
+                (
+                    ("UPDATE s.u SET v = 1 WHERE id = 'a'", "UPDATE s.u SET id = 'A' WHERE id = 'a'"),
+                    ("INSERT INTO s.u VALUES ('c', 'uc', 1)", "UPDATE s.u SET id = 'C', u = 'UC' WHERE id = 'c'"),
+                    ("UPDATE s.u SET v = 1 WHERE id = 'b'", "UPDATE s.u SET id = 'B', u = NULL WHERE id = 'b'"),
+                    ("DELETE FROM s.u WHERE id IN ('A', 'C')", "UPDATE s.u SET v = 2 WHERE id = 'B'"),
+                ),
+                1,
+            ):
+                run(cursor, *statements)
+                client.commit()
+                wait_for(lambda units=units: one.link.units_kept == units, 30, one)  # type: ignore[misc]
+        wild_write(two, "UPDATE s.u SET v = 7 WHERE id = 'z'")
+        for _ in come_back_one_by_one(one):
+            assert one.execute("SELECT * FROM s.u WHERE id < 'z' ORDER BY id") == [("B", None, 2)]
+        settle([one, two])
+        same_everywhere([one, two], "s.u")
+        assert one.execute("SELECT * FROM s.u ORDER BY id") == [("B", None, 2), ("z", "uz", 7)]
 
 
 def test_what_another_site_overwrote_is_written_again(servers: LendServers) -> None:
