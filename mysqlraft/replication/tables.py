@@ -183,8 +183,7 @@ class LocalTables:
             raise TableMismatch(
                 f"{rows.schema}.{rows.table} does not exist at this site, but another site's rows are to go into it: "
                 "SET SESSION sql_log_bin = 0, create it here as it is there, and reload. If a statement had dropped "
-                "it, drop it again once all of the log is applied; if one had renamed it, these rows are under its new "
-                "name at their own site only: then make that table the same everywhere by hand, too"
+                "it, drop it again once all of the log is applied"
             )
         if definition.engine != "InnoDB":
             found = f"a {definition.engine} table" if definition.engine else "a view"
