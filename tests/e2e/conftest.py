@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ SITES = 6
 
 
 class Clusters:
-    """The cluster of each kind of server; one that a failed test leaves behind is thrown away."""
+    """The cluster of each kind of server; one that a failed test leaves behind is not lent again. Its files stay."""
 
     def __init__(self, installations: dict[Engine, Installation], directories: Iterator[Path]) -> None:
         self._installations = installations
@@ -46,8 +47,10 @@ class Clusters:
             cluster.close()
 
     def close(self) -> None:
-        for engine in list(self._running):
-            self.discard(engine)
+        for cluster in self._running.values():
+            cluster.close()
+            shutil.rmtree(cluster.directory)
+        self._running.clear()
 
 
 @pytest.fixture(scope="session")
