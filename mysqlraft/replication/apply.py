@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pymysql
+from pymysql.constants import ER
 
 from mysqlraft.binlog.dump import DumpConnection
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
@@ -180,13 +181,18 @@ def _progress_gone(index: int) -> str:
     )
 
 
-_IN_USE = "it waits for a transaction that has used its table, or for a session that has locked that or the server"
+_IN_USE = (
+    "it waits for a transaction that has used its table, or for a session that has locked that or the server (LOCK "
+    "TABLES, FLUSH TABLES WITH READ LOCK). SHOW PROCESSLIST lists them; apply goes on once they end"
+)
 _COMPUTED = frozenset((1690, 3819, 4025))
 """The value of an expression is out of its type's range; a CHECK is violated (MySQL's error, MariaDB's)."""
 
 
 def _explained(error: StatementError) -> str:
-    """The error, and what to do if it is about the account, or about what this server computes of a row."""
+    """The error, and what to do if it is about locks, the account, or what this server computes of a row."""
+    if error.code == ER.LOCK_WAIT_TIMEOUT:
+        return f"{error}: {_IN_USE}"
     if denied(error):
         return f"{error}. `mysqlraft check --grants` prints the statements that give the account its rights"
     if error.code in _COMPUTED:
@@ -793,7 +799,7 @@ class Applier:
             self._row_failures += rows
             if self._row_failures > ROW_ERRORS or not (rows or retryable(error)):
                 raise ApplyError(f"log index {batch.first} to {batch.index}: {_explained(error)}") from error
-        self._retry(str(error))
+        self._retry(str(error) if isinstance(error, SessionLost) else _explained(error))
 
     def _rollback(self) -> None:
         try:

@@ -345,6 +345,7 @@ def test_a_server_that_refuses_writes(servers: LendServers, monkeypatch: pytest.
             run(cursor, "SET SESSION lock_wait_timeout = 30", "FLUSH TABLES WITH READ LOCK")
             one.execute("INSERT INTO s.t VALUES (1, 1, 'x')")
             wait_for(lambda: two.applier.status.state is ApplyState.RETRYING, 60, two)
+            assert "SHOW PROCESSLIST" in two.applier.status.reason
             assert two.execute("SELECT COUNT(*) FROM s.t") == [(0,)]
             run(cursor, "UNLOCK TABLES")
         settle(sites)
