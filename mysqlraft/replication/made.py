@@ -24,6 +24,10 @@ _UNTOLD = frozenset((ER.NO_SUCH_TABLE, ER.BAD_DB_ERROR, ER.TABLEACCESS_DENIED_ER
 """Errors of a server that cannot say what an object is: it has just gone, or is a view of what is not there."""
 _ABSENT = frozenset((ER.SP_DOES_NOT_EXIST, ER.TRG_DOES_NOT_EXIST, 1539, ER.SPECIFIC_ACCESS_DENIED_ERROR))
 """Further errors of SHOW CREATE, of the same meaning. 1539: there is no such event."""
+_NOT_DONE = (
+    "is still locked by a statement that the binlog holds already. SHOW PROCESSLIST lists it; if it waits for a "
+    "semi-synchronous replica, let one answer, or SET GLOBAL rpl_semi_sync_source_enabled = OFF"
+)
 MOST_OBJECTS = 20
 """Of a statement, that are looked at."""
 MOST_CHARACTERS = 65536
@@ -34,7 +38,7 @@ def wait_until_done(query: Query, tables: Iterable[tuple[str, str | None]]) -> N
     """Waits until what MySQL's binlog says of these objects is to be seen at the server.
 
     Raises:
-        pymysql.err.MySQLError, OSError: as ``query`` does.
+        pymysql.err.MySQLError, OSError: as ``query`` does; also if that takes too long.
     """
     for schema, name in list(tables)[:MOST_OBJECTS]:
         if name is None:
@@ -42,7 +46,10 @@ def wait_until_done(query: Query, tables: Iterable[tuple[str, str | None]]) -> N
         try:
             ask_in_turn(query, schema, name)
         except pymysql.err.MySQLError as error:
-            if not error.args or error.args[0] not in _UNTOLD | _ABSENT:
+            code = error.args[0] if error.args else None
+            if code == ER.LOCK_WAIT_TIMEOUT:
+                raise type(error)(code, f"{schema}.{name} {_NOT_DONE}") from error
+            if code not in _UNTOLD | _ABSENT:
                 raise
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from mysqlraft.mysql import opening
@@ -210,6 +212,36 @@ def test_a_statement_that_is_in_the_binlog_and_not_done(server_factory: ServerFa
         assert {"DATABASE d", "made", "renamed", "v", "EVENT e", "FUNCTION f", "PROCEDURE p"} <= set(said)
         for site in sites:
             assert site.execute("SHOW TABLES FROM s") == [("t",)]
+
+
+def test_a_statement_that_does_not_come_to_its_end(
+    server_factory: ServerFactory, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Capture says what it waits for, and goes on once that is gone. MariaDB shows at once what the statement did."""
+    impatient = opening._SESSION.replace("lock_wait_timeout = 20", "lock_wait_timeout = 1")
+    monkeypatch.setattr(opening, "_SESSION", impatient)
+    what = "source" if engine == "mysql" else "master"
+    with cluster([server_factory(), server_factory()]) as sites:
+        one, _ = sites
+        if engine == "mysql":
+            one.execute("INSTALL PLUGIN rpl_semi_sync_source SONAME 'semisync_source.so'")
+        else:
+            one.execute("SET GLOBAL rpl_semi_sync_master_wait_point = 'AFTER_SYNC'")
+        one.execute(f"SET GLOBAL rpl_semi_sync_{what}_timeout = 600000")
+        one.execute(f"SET GLOBAL rpl_semi_sync_{what}_enabled = ON")
+        statement = threading.Thread(target=one.execute, args=("ALTER TABLE s.t ADD c INT",))
+        statement.start()
+        try:
+            if engine == "mysql":
+                capture = one.capture
+                assert capture is not None
+                said = "s.t is still locked by a statement that the binlog holds already"
+                wait_for(lambda: said in capture.status()["last_error"], 30, one)
+        finally:
+            one.execute(f"SET GLOBAL rpl_semi_sync_{what}_enabled = OFF")
+            statement.join()
+        settle(sites)
+        same_everywhere(sites, "s.t")
 
 
 def test_settings_of_servers_that_show_definitions_otherwise(
