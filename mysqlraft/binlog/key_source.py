@@ -25,6 +25,10 @@ _GONE = (1049, 1146, 1051, 1305, 1360, 1539)
 """Errors that say a table, its schema, a routine, a trigger or an event does not exist."""
 
 
+_EXTRA = 5
+"""The column of SHOW COLUMNS that says how a column gets its values."""
+
+
 class ServerKeySource:
     """A `KeySource` over a connection of its own, opened when first needed, and again when it has broken or is so old
     that the address may lead to another server by now.
@@ -98,6 +102,16 @@ class ServerKeySource:
             if error.args and error.args[0] in _GONE:
                 return None
             raise
+
+    def generated_columns(self, schema: str, table: str) -> frozenset[str]:
+        """The names of a table's generated columns as it is now; none if it is gone."""
+        try:
+            columns = self.query(f"SHOW COLUMNS FROM {identifier(schema, table)}")
+        except pymysql.err.MySQLError as error:
+            if error.args and error.args[0] in _GONE:
+                return frozenset()
+            raise
+        return frozenset(str(row[0]) for row in columns if str(row[_EXTRA]).endswith(" GENERATED"))
 
     def fold(self, collation: int) -> Fold:
         return self.collations.fold(collation)

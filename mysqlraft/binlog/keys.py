@@ -56,6 +56,10 @@ class KeySource(Protocol):
         """The names of a table's columns as it is now, as far as anybody sees them; None if it is gone."""
         ...
 
+    def generated_columns(self, schema: str, table: str) -> frozenset[str]:
+        """The names of a table's generated columns as it is now; none if it is gone."""
+        ...
+
     def binlog_end(self) -> tuple[str, int]:
         """File and offset where the server's binlog ends."""
         ...
@@ -150,7 +154,11 @@ def compile_slicer(
         present = {column.index for column in columns}
         if missing := wanted - present:
             name = table.columns[min(missing)].name
-            raise UnhashableKey(f"{table.schema}.{table.table}: rows lack column {name} of a unique key")
+            raise UnhashableKey(
+                f"{table.schema}.{table.table}: rows lack column {name} of a unique key, as MariaDB logs no generated "
+                "column of a row that is changed or deleted. Leave the transaction out (mysqlraft skip --captured), "
+                "drop the key at every site, and see that the rows that it wrote are the same there"
+            )
         lines += walk_source(columns, wanted, side, "  ")
     for number, key in enumerate(keys):
         parts = [_column(table, part) for part in key.parts]

@@ -178,18 +178,21 @@ class MappedTables:
         """Of rows of a layout that is met for the first time.
 
         Raises:
-            BinlogError: the layout is not this table's, or lacks columns. A row that is in conflict is written whole.
+            BinlogError: the layout is not this table's, or lacks columns. A row that is in conflict is written whole,
+                but for generated columns, which each server computes: MariaDB 11.8 logs those of new rows only.
         """
         assert table.keys is not None
         try:
             for columns in columns_of(table.parsed, kind, layout):
                 if columns is not None and len(columns) < len(table.parsed.columns):
                     present = {column.index for column in columns}
-                    missing = next(column for column in table.parsed.columns if column.index not in present)
-                    raise BinlogError(
-                        f"{'.'.join(table.name)}: rows were written while binlog_row_image was not FULL, so the binlog "
-                        f"lacks column {missing.name}: SET GLOBAL binlog_row_image = 'FULL', and in every session"
-                    )
+                    missing = {column.name for column in table.parsed.columns if column.index not in present}
+                    if missing := missing - self._source.generated_columns(*table.name):
+                        raise BinlogError(
+                            f"{'.'.join(table.name)}: rows were written while binlog_row_image was not FULL, so the "
+                            f"binlog lacks column {min(missing)}: SET GLOBAL binlog_row_image = 'FULL', and in every "
+                            "session"
+                        )
             slicer = compile_slicer(table.parsed, kind, layout, table.keys, self._source)
         except RowsError as error:
             raise BinlogError(str(error)) from None

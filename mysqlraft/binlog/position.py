@@ -121,8 +121,9 @@ class Cursor:
         return (file_number(self.file), offset) < _order(self.done)
 
     def end(self, event: bytes) -> int:
-        """Where the event ends in its file. The header counts to 4 GiB only; files may be larger."""
-        low = int.from_bytes(event[13:17], "little")
+        """Where the event ends in its file. The header counts to 4 GiB only; files may be larger. MariaDB from 11.4 on
+        says it only of events that begin or end a group: this is where the last one ended, then."""
+        low = int.from_bytes(event[13:17], "little") or self._low
         if low < self._low and self._low - low > 1 << 31:
             self._high += 1 << 32
             self._low = low

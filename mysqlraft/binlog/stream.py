@@ -118,8 +118,9 @@ _NOTHING = frozenset(
     )
 )
 
-_NAMES = 33
-"""The number of utf8mb3_general_ci, by which both kinds of server compare the names of savepoints."""
+_NAMES, _NAMES_WITH_ACCENTS = 33, 579
+"""The number of utf8mb3_general_ci, by which both kinds of server compare the names of savepoints; but MariaDB by
+utf8mb3_general1400_as_ci, as soon as it has that (11.5)."""
 _STANDALONE, _GROUP_COMMIT, _PREPARED, _COMPLETED = 1, 2, 64, 128
 _START_ALTER, _ROLLBACK_ALTER = 2, 8
 
@@ -255,7 +256,8 @@ class TransactionStream:
         return KeyMemo(file, offset, identity, known) if identity and known else None
 
     def end_of(self, event: bytes) -> tuple[str, int] | None:
-        """File and offset where an event ends that is about to be read; None for one that the dump itself made."""
+        """File and offset where an event ends that is about to be read; None for one that the dump itself made, or
+        whose place the server does not say (`Cursor.end`)."""
         if event[13:17] == b"\0\0\0\0":
             return None
         return self._cursor.file, self._cursor.end(event)
@@ -484,6 +486,7 @@ class TransactionStream:
         middle = start + table.layout_bytes[kind == 1]
         images = unpack(event[middle:]) if compressed else event[middle:]
         count = sum(1 for _ in split(table.parsed, kind, event[start:middle], images))
+        self._cursor.end(self._group)  # the event itself may not say where it ends
         self._left_out(table.name, count, self._cursor.file, self._outer_end or self._cursor.end(event))
 
     def _partial_update(self, event: bytes) -> None:
@@ -714,10 +717,16 @@ class TransactionStream:
             return True
         if text.startswith(b"ROLLBACK TO "):
             if self._mode == _OPEN:
-                fold = self._source.fold(_NAMES).prefixed(0)
-                self._transaction.rollback_to(text[12:].removeprefix(b"SAVEPOINT "), self._spool, fold)
+                self._transaction.rollback_to(text[12:].removeprefix(b"SAVEPOINT "), self._spool, self._fold_of_names())
             return True
         return text.startswith(b"RELEASE SAVEPOINT ")
+
+    def _fold_of_names(self) -> Callable[[bytes], bytes]:
+        try:
+            fold = self._source.fold(_NAMES_WITH_ACCENTS if self._mariadb else _NAMES)
+        except LookupError:
+            fold = self._source.fold(_NAMES)
+        return fold.prefixed(0)
 
     def _statement(self, event: bytes, found: Query, text: bytes, *, inside: bool) -> Iterator[Item]:
         if self._skipping:

@@ -25,6 +25,7 @@ from mysqlraft.binlog.changes import Rows, SchemaChange
 from mysqlraft.binlog.collations import Fold
 from mysqlraft.binlog.dump import DumpConnection, LargeEvent
 from mysqlraft.binlog.errors import BinlogError, ConnectionLost, PositionLost
+from mysqlraft.binlog.events import EventType
 from mysqlraft.binlog.keys import KeyDefinition, KeySource
 from mysqlraft.binlog.place import Place as ServerPlace
 from mysqlraft.binlog.position import StreamPosition, file_number
@@ -58,6 +59,7 @@ PATIENCE = 10.0
 """Seconds for which a server that cannot be reached is asked again, before rows are written in full."""
 _UNREACHABLE = frozenset((*range(2000, 2100), *opening.NO_ROOM))
 """Errors of a connection that may be had a moment later: those of the client, and too many connections."""
+_HEARTBEATS = (EventType.HEARTBEAT, EventType.HEARTBEAT_V2)
 _ERRORS = (BinlogError, ConnectionLost, RowsError, TableMapError, pymysql.err.MySQLError, OSError)
 
 
@@ -94,6 +96,8 @@ class LookAhead:
         self._open = LocalWrites()
         self._at: Place = (0, 0)
         self._read_to: Place = (0, 0)
+        self._seen = 0
+        """How many events have come, heartbeats aside."""
         self._begun: Place | None = None
         self._too_large: Place | None = None
         """Inside a transaction of more rows than are remembered: nothing before it can be followed so far."""
@@ -241,10 +245,10 @@ class LookAhead:
     def _read_up_to(self, end: Place) -> None:
         silent_since = time.monotonic()
         while self._read_to < end:
-            at = self._at
+            seen = self._seen
             if not self._read(max(0.0, silent_since + SILENCE - time.monotonic())):
                 raise ConnectionLost(f"the server sent nothing of its binlog for {SILENCE:g} s")
-            if self._at != at:
+            if self._seen != seen:
                 silent_since = time.monotonic()
 
     def _read(self, seconds: float) -> bool:
@@ -268,7 +272,9 @@ class LookAhead:
 
     def _counted(self, stream: TransactionStream, events: Iterable[bytes | LargeEvent]) -> Iterator[bytes | LargeEvent]:
         for event in events:
-            end = stream.end_of(event.header if isinstance(event, LargeEvent) else event)
+            header = event.header if isinstance(event, LargeEvent) else event
+            self._seen += header[4] not in _HEARTBEATS
+            end = stream.end_of(header)
             if end is not None:
                 self._at = file_number(end[0]), end[1]
             yield event
@@ -422,6 +428,9 @@ class _Keys:
 
     def columns(self, schema: str, table: str) -> list[str] | None:
         return self._source.columns(schema, table)
+
+    def generated_columns(self, schema: str, table: str) -> frozenset[str]:
+        return self._source.generated_columns(schema, table)
 
     def binlog_end(self) -> tuple[str, int]:
         return "", 0

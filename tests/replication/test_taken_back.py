@@ -62,8 +62,22 @@ WAYS = {
         [0, 1, 2, 10, *range(60, 80)],
     ),
     "a name in other letters": (
-        [rows(0, 3), "SAVEPOINT `né`", rows(10, 30), "SAVEPOINT b", TEMPORARY, "ROLLBACK TO NE", rows(60, 2)],
+        [rows(0, 3), "SAVEPOINT `né`", rows(10, 30), "SAVEPOINT b", TEMPORARY, "ROLLBACK TO `NÉ`", rows(60, 2)],
         [0, 1, 2, 60, 61],
+    ),
+    # The same name, or another one from MariaDB 11.5 on.
+    "a name with an accent": (
+        [
+            rows(0, 3),
+            "SAVEPOINT ne",
+            rows(10, 9),
+            "SAVEPOINT `né`",
+            rows(50, 2),
+            TEMPORARY,
+            "ROLLBACK TO NE",
+            rows(60, 2),
+        ],
+        None,
     ),
     "none is used": ([rows(0, 3), "SAVEPOINT a", rows(10, 30), "RELEASE SAVEPOINT a", rows(50, 30)], None),
 }
