@@ -11,8 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-import pymysql.charset
-
+from mysqlraft.binlog.encodings import encoding_of
 from mysqlraft.binlog.rows import RowsError, fields
 from mysqlraft.binlog.tablemap import BINARY_COLLATION, Column, ColumnType
 from mysqlraft.binlog.values import ValueFormError, scalar, value_of
@@ -75,7 +74,7 @@ def _text(value: bytes, collation: int | None, *, whole: bool = True) -> str:
     if collation is None or collation == BINARY_COLLATION:
         return _hex(value)
     try:
-        encoding = pymysql.charset.charset_by_id(collation).encoding
-    except KeyError:
+        encoding = encoding_of(collation)
+    except LookupError:
         encoding = "utf-8"
     return codecs.getincrementaldecoder(encoding)().decode(value, final=whole)

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import pymysql.charset
-
+from mysqlraft.binlog.encodings import encoding_of
 from mysqlraft.binlog.keys import KeyDefinition, Slicer, compile_slicer
 from mysqlraft.binlog.rows import Field, Image, columns_of, image_of, layout_of, pick, primary_key, split
 from mysqlraft.binlog.tablemap import BINARY_COLLATION, Column, ColumnType
@@ -450,7 +449,7 @@ def _beginning(column: Column, value: bytes, length: int) -> tuple[bytes, bool |
     if column.collation is None or column.collation == BINARY_COLLATION:
         return field_of(column, stored[:length]), len(stored) < length
     try:
-        encoding = pymysql.charset.charset_by_id(column.collation).encoding
+        encoding = encoding_of(column.collation)
         characters = stored.decode(encoding)
         return field_of(column, characters[:length].encode(encoding)), len(characters) < length
     except (UnicodeError, LookupError):

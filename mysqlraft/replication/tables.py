@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import pymysql.charset
 import pymysql.err
 from pymysql.constants import ER
 
+from mysqlraft.binlog.encodings import encoding_of
 from mysqlraft.binlog.key_source import ServerKeySource
 from mysqlraft.binlog.keys import KeyDefinition, keys_of
 from mysqlraft.binlog.rows import columns_of, split
@@ -361,11 +361,14 @@ def _details(column: Column) -> tuple[int, ...]:
 
 
 def _labels(column: Column) -> tuple[str, ...]:
-    """The labels as text; () if they are not known, or in a character set that Python does not."""
+    """The labels as text; () if they are not known, or hold more than ASCII in a character set that Python lacks."""
     try:
-        encoding = "ascii" if column.collation is None else pymysql.charset.charset_by_id(column.collation).encoding
+        encoding = "ascii" if column.collation is None else encoding_of(column.collation)
+    except LookupError:
+        encoding = "ascii"
+    try:
         return tuple(label.decode(encoding) for label in column.labels)
-    except (UnicodeDecodeError, LookupError):
+    except UnicodeDecodeError:
         return ()
 
 
