@@ -12,12 +12,6 @@ from dataclasses import dataclass
 from mysqlraft.binlog import commuting
 from mysqlraft.binlog.statements import Reader, classify
 
-_NO_COLUMN = frozenset(
-    (
-        *("INDEX", "KEY", "FULLTEXT", "SPATIAL", "UNIQUE", "PRIMARY", "CONSTRAINT", "FOREIGN", "CHECK", "PARTITION"),
-        *("PERIOD", "SYSTEM", "("),
-    )
-)
 CLOCK = frozenset(("CURRENT_TIMESTAMP", "NOW", "LOCALTIME", "LOCALTIMESTAMP"))
 """The statement's own time, which the other sites set before they run it."""
 _OF_EACH_ROW = frozenset(("AUTO_INCREMENT", "AS", "GENERATED", "SERIAL"))
@@ -55,10 +49,9 @@ def column_change(text: str, schema: str, explicit_timestamps: bool = False) -> 
     whole = reader.whole
     while reader.at < len(reader.tokens):
         start = reader.at
-        column = _added(reader, explicit_timestamps)
-        if column is not None:
-            added.append(column)
-        else:
+        columns = _added(reader, explicit_timestamps)
+        added += columns
+        if not columns:
             reader.at = start
             if not commuting.change_commutes(reader):
                 whole = False
@@ -102,15 +95,26 @@ def _end_of_change(reader: Reader) -> int:
     return end
 
 
-def _added(reader: Reader, explicit_timestamps: bool) -> AddedColumn | None:
-    """Takes ADD COLUMN with all that belongs to it."""
+def _added(reader: Reader, explicit_timestamps: bool) -> list[AddedColumn]:
+    """Takes ADD COLUMN with all that belongs to it; none if it is something else."""
     if not reader.take("ADD"):
-        return None
-    if not reader.take("COLUMN") and reader.word() in _NO_COLUMN:
-        return None
-    unless_there = reader.take("IF", "NOT", "EXISTS")
-    if reader.at >= len(reader.tokens) or reader.word() == "(":
-        return None
+        return []
+    if not reader.take("COLUMN") and reader.word() in commuting.NO_COLUMN:
+        return []
+    if not reader.take("("):
+        unless_there = reader.take("IF", "NOT", "EXISTS")
+        return [_column(reader, explicit_timestamps, unless_there)] if reader.at < len(reader.tokens) else []
+    found: list[AddedColumn] = []
+    while reader.at < len(reader.tokens) and reader.word() not in commuting.NO_COLUMN:
+        found.append(_column(reader, explicit_timestamps, False))
+        commuting.skip_change(reader, ")")
+        if reader.take(")"):
+            return found
+        reader.at += 1
+    return []
+
+
+def _column(reader: Reader, explicit_timestamps: bool, unless_there: bool) -> AddedColumn:
     name = reader.tokens[reader.at][0]
     reader.at += 1
     return AddedColumn(name, _value(reader, explicit_timestamps), unless_there)
@@ -121,7 +125,7 @@ def _value(reader: Reader, explicit_timestamps: bool) -> str | None:
     implicit: str | None = "NULL" if explicit_timestamps or reader.word() != _BY_SETTINGS else None
     value: str | None = None
     depth = 0
-    while reader.at < len(reader.tokens) and (depth or reader.word() != ","):
+    while reader.at < len(reader.tokens) and (depth or reader.word() not in (",", ")")):
         word = reader.word()
         depth += (word == "(") - (word == ")")
         if depth:

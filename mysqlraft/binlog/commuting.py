@@ -37,6 +37,19 @@ _OPTIONS = frozenset(
     )
 )
 """Of a table, each with one value. CHARSET and COLLATE are those of columns to come."""
+_OF_STORAGE = (
+    *((word, "PARTITION") for word in ("ANALYZE", "OPTIMIZE", "REPAIR", "REBUILD")),
+    ("ORDER", "BY"),
+)
+"""How rows lie, which is nothing to any of them."""
+_CHANGES = frozenset(("ADD", "ALTER", "CHANGE", "CONVERT", "DROP", "EXCHANGE", "MODIFY", "RENAME", "TRUNCATE"))
+NO_COLUMN = frozenset(
+    (
+        *("INDEX", "KEY", "FULLTEXT", "SPATIAL", "UNIQUE", "PRIMARY", "CONSTRAINT", "FOREIGN", "CHECK", "PARTITION"),
+        *("PERIOD", "SYSTEM"),
+    )
+)
+"""What ALTER TABLE ... ADD may add beside columns."""
 
 
 def commutes(text: str, schema: str) -> bool:
@@ -104,8 +117,23 @@ def change_commutes(reader: Reader) -> bool:
         if reader.word() in ("UNIQUE", "PRIMARY", "CONSTRAINT", "FOREIGN", "CHECK", "PARTITION", "PERIOD", "SYSTEM"):
             return False
         reader.take("COLUMN")
+        if reader.take("("):
+            return _columns(reader)
         reader.take("IF", "NOT", "EXISTS")
         return _column(reader)
+    if any(reader.take(*words) for words in _OF_STORAGE):
+        while reader.at < len(reader.tokens) and reader.word() not in _CHANGES:
+            reader.at += 1
+        return reader.at == len(reader.tokens)
+    if reader.take("ENABLE", "KEYS") or reader.take("DISABLE", "KEYS") or reader.take("FORCE"):
+        return True
+    if reader.take("RENAME", "INDEX") or reader.take("RENAME", "KEY"):
+        reader.at += 3
+        return True
+    if reader.take("ALTER", "INDEX"):
+        reader.at += 1
+        reader.take("NOT")
+        return any(reader.take(word) for word in ("VISIBLE", "INVISIBLE", "IGNORED"))
     if reader.take("ALTER"):
         reader.take("COLUMN")
         reader.at += 1
@@ -130,6 +158,16 @@ def _option(reader: Reader) -> bool:
     return False
 
 
+def _columns(reader: Reader) -> bool:
+    """Takes columns in parentheses, of which the first has been taken."""
+    while reader.word() not in NO_COLUMN and _column(reader):
+        if reader.take(")"):
+            return True
+        if not reader.take(","):
+            return False
+    return False
+
+
 def _column(reader: Reader) -> bool:
     """Takes a column that comes last and whose value in rows that do not have it is a constant."""
     reader.at += 1
@@ -143,7 +181,7 @@ def _column(reader: Reader) -> bool:
         while reader.at < len(reader.tokens) and not reader.take(")"):
             reader.at += 1
     nullable, has_default = not may_be_null_only, False
-    while reader.at < len(reader.tokens) and reader.word() != ",":
+    while reader.at < len(reader.tokens) and reader.word() not in (",", ")"):
         if reader.take("NOT", "NULL"):
             nullable = False
         elif reader.take("DEFAULT"):
@@ -170,29 +208,34 @@ def is_constant(word: str, quoted: bool) -> bool:
 
 
 def constant(reader: Reader) -> bool:
-    """Takes a literal."""
+    """Takes a literal. Strings one after the other are one."""
     signed = reader.take("-") or reader.take("+")
     word, quoted = reader.tokens[reader.at] if reader.at < len(reader.tokens) else ("", False)
     reader.at += 1
-    if not signed and (word == "'" or quoted or word.upper() in _VALUES):
+    if not signed and word.upper() in _VALUES and not quoted:
         return True
-    if not signed and (word.upper() in ("B", "X", "N") or word.startswith("_")) and reader.take("'"):
+    introduced = word.upper() in ("B", "X", "N") or word.startswith("_")
+    if not signed and (word == "'" or quoted or (introduced and reader.take("'"))):
+        while reader.at < len(reader.tokens) and (reader.tokens[reader.at][1] or reader.word() == "'"):
+            reader.at += 1
         return True
     if not word[:1].isdigit() and not (word == "." and reader.word()[:1].isdigit()):
         return False
-    if word != "." and reader.take(".") and not reader.word()[:1].isdigit():
-        return True
-    if reader.word()[:1].isdigit():
+    if word == "." or (reader.take(".") and reader.word()[:1].isdigit()):
+        word = reader.word()
+        reader.at += 1
+    if word[:1].isdigit() and word[-1] in "eE" and not word.upper().startswith("0X"):
+        reader.at += reader.word() in ("-", "+")
         reader.at += 1
     return True
 
 
-def skip_change(reader: Reader) -> None:
-    """Goes to the next comma outside parentheses, or to the end."""
+def skip_change(reader: Reader, closing: str = ",") -> None:
+    """Goes to the next comma outside parentheses, to the ``closing`` one of those around, or to the end."""
     depth = 0
     while reader.at < len(reader.tokens):
         word = reader.word()
-        if not depth and word == ",":
+        if not depth and word in (",", closing):
             return
         depth += (word == "(") - (word == ")")
         reader.at += 1

@@ -92,6 +92,8 @@ def schema_change(
         raise _across(text, what.source)
     tables = dict.fromkeys(what.tables)
     named_schemas = {schema for schema, _ in tables}
+    # Under lower_case_table_names=1 the server names them in lower case, however the statement writes them.
+    named_schemas |= {schema.lower() for schema in named_schemas if schema not in context.schemas}
     # Schemas that only the server knows of: anything in them.
     tables |= {(name, None): None for name in context.schemas if name not in NEVER and name not in named_schemas}
     if len(objects) < len(what.objects):

@@ -185,8 +185,9 @@ _IN_USE = (
     "it waits for a transaction that has used its table, or for a session that has locked that or the server (LOCK "
     "TABLES, FLUSH TABLES WITH READ LOCK). SHOW PROCESSLIST lists them; apply goes on once they end"
 )
-_COMPUTED = frozenset((1690, 3819, 4025))
-"""The value of an expression is out of its type's range; a CHECK is violated (MySQL's error, MariaDB's)."""
+_COMPUTED = frozenset((1690, 3141, 3819, 3903, 4025))
+"""The value of an expression is out of its type's range, is no JSON, or does not fit an index; a CHECK is violated."""
+_NO_PARTITION = frozenset((1526, 1748))
 
 
 def _explained(error: StatementError) -> str:
@@ -197,9 +198,15 @@ def _explained(error: StatementError) -> str:
         return f"{error}. `mysqlraft check --grants` prints the statements that give the account its rights"
     if error.code in _COMPUTED:
         return (
-            f"{error}. Its origin took the row, so a generated column or a CHECK of it depends on the settings of "
-            "the session (time_zone, sql_mode). SET SESSION sql_log_bin = 0, drop the CHECK or make the column an "
-            "ordinary one (ALTER TABLE ... MODIFY), at every site, and reload (SIGHUP)"
+            f"{error}. Its origin took the row, so the CHECK, generated column or index came later, or depends on the "
+            "settings of the session (time_zone, sql_mode). SET SESSION sql_log_bin = 0, drop the CHECK or index, or "
+            "make the column an ordinary one (ALTER TABLE ... MODIFY), at every site, and reload (SIGHUP)"
+        )
+    if error.code in _NO_PARTITION:
+        return (
+            f"{error}. Its origin took the row, before a statement changed the partitions. SET SESSION sql_log_bin = "
+            "0, add a partition for it (ALTER TABLE ... ADD or REORGANIZE PARTITION), at every site, and reload "
+            "(SIGHUP)"
         )
     return str(error)
 

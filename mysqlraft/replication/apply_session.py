@@ -43,6 +43,7 @@ _RETRYABLE = frozenset(
         1836,  # read-only mode
         1878,  # error writing a temporary file
         3032,  # offline mode
+        3989,  # ALTER SCHEMA ... READ ONLY (MySQL)
         3675,  # disk full while a table is made (MySQL)
         2013,  # the look ahead's connection, which is none of the session's own
     )

@@ -48,6 +48,48 @@ def test_a_row_gets_what_the_statement_gave_whatever_the_default_is_now(servers:
             assert site.execute("SELECT id, c FROM s.t ORDER BY id") == [(2, 5), (10, 5), (11, 5)]
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_spellings_of_columns_and_their_defaults(servers: LendServers, first: int) -> None:
+    """Columns in parentheses, strings one after the other, numbers with an exponent."""
+    added = (
+        "ALTER TABLE s.t ADD (a VARCHAR(9) DEFAULT 'a' 'b', b DOUBLE NOT NULL DEFAULT 1e-5, c DOUBLE DEFAULT -2.5E+3)",
+        "ALTER TABLE s.t ADD d VARCHAR(9) DEFAULT _utf8mb4'a' \"b\" 'c', ADD e DOUBLE DEFAULT .5",
+    )
+    with cluster(servers(3), TABLE) as sites:
+        sites[0].execute("INSERT INTO s.t VALUES (1, 1, 'old')")
+        settle(sites)
+        rows = ("INSERT INTO s.t VALUES (10, 10, 'new')", "UPDATE s.t SET id = 11 WHERE id = 1")
+        meanwhile(sites, first, added, rows)
+        for site in sites:
+            assert site.execute("SELECT a, b, c, d, e FROM s.t") == [("ab", 1e-5, -2500.0, "abc", 0.5)] * 2
+
+
+def test_maintenance_beside_writers(servers: LendServers, engine: Engine) -> None:
+    """How rows lie is nothing to those that another site writes. A dump says such things of each of its tables."""
+    partitioned = f"{TABLE.replace('u INT UNIQUE', 'u INT')} PARTITION BY HASH (id) PARTITIONS 2"
+    statements = (
+        "/*!40000 ALTER TABLE s.t DISABLE KEYS */",
+        "ALTER TABLE s.t ENABLE KEYS",
+        "ALTER TABLE s.t FORCE",
+        "ALTER TABLE s.t ADD INDEX i (u)",
+        f"ALTER TABLE s.t {'RENAME INDEX i TO j' if engine == 'mysql' else 'ORDER BY v, u DESC'}",
+        *(f"ALTER TABLE s.t {verb} PARTITION p0" for verb in ("ANALYZE", "OPTIMIZE", "REPAIR", "REBUILD")),
+    )
+    with cluster(servers(2), partitioned) as sites:
+        one, two = sites
+        one.execute("INSERT INTO s.t VALUES (1, 1, 'old')")
+        settle(sites)
+        for site in sites:
+            site.link.hold()
+        one.execute(*statements)
+        two.execute("INSERT INTO s.t VALUES (10, 10, 'new')", "UPDATE s.t SET v = 'newer' WHERE id = 1")
+        wait_for(lambda: one.link.statements_kept >= 5 and two.link.units_kept == 2, 30, sites)
+        two.link.release()
+        one.link.release()
+        settle(sites)
+        same_everywhere(sites, "s.t")
+
+
 def test_after_a_restart_the_binlog_tells_what_the_log_does_not(servers: LendServers) -> None:
     """The statement is lost on its way to the log; apply writes another site's row before capture reads it again."""
     with cluster(servers(2), TABLE) as sites:
