@@ -67,8 +67,8 @@ class _Outgoing(Frames):
         try:
             info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, struct.calcsize(_TCP_INFO))
             unacknowledged, acknowledged, unsent = struct.unpack(_TCP_INFO, info)
-        except (OSError, struct.error):
-            return False
+        except (OSError, ValueError, struct.error):
+            return False  # ValueError: it is closed, and that is not reported yet
         assert self.transport is not None
         now = time.monotonic()
         if acknowledged > self._acknowledged:

@@ -16,6 +16,7 @@ from unittest.mock import create_autospec
 
 import msgpack
 import pytest
+import uvloop
 
 from mysqlraft.raft import (
     Configuration,
@@ -48,11 +49,13 @@ TICK = 0.01
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
+    """On the loop that the daemon has: its transports differ from asyncio's own."""
+
     async def bounded() -> None:
         async with asyncio.timeout(30):
             await work
 
-    asyncio.run(bounded())
+    uvloop.run(bounded())
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -580,6 +583,22 @@ def test_a_slow_line_is_not_a_dead_one(then: str, monkeypatch: pytest.MonkeyPatc
             first.set_peers({})
             peer.over = True
             peer.reads.set()
+
+    with_transports(work)
+
+
+def test_a_line_that_has_just_closed_delivers_nothing() -> None:
+    """Whoever asks may do so before the loss is reported: uvloop has a socket that is none by then."""
+
+    async def work(ends: Ends, first: Transport, second: Transport) -> None:
+        await until(lambda: first.connected(2))
+        connection = first._links[2][Channel.BULK].connection
+        assert connection is not None
+        assert connection.transport is not None
+        connection.transport.abort()
+        for _ in range(9):
+            assert not connection.delivers(1.0)
+            await asyncio.sleep(0)
 
     with_transports(work)
 
