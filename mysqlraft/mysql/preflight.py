@@ -71,7 +71,7 @@ def inspect(connection: pymysql.Connection[Any], config: Config, replicated: Rep
         return Inspection(flavour, version, (finding,))
     variables = {str(name): str(value) for name, value in query("SHOW GLOBAL VARIABLES")}
     server = _Server(query, variables, mariadb, config)
-    tables = tuple(check_tables(query, replicated, variables, None if mariadb else numbers))
+    tables = tuple(check_tables(query, replicated, variables, numbers, mariadb=mariadb))
     findings = [
         *server.settings(),
         *server.position(),
@@ -93,7 +93,7 @@ def table_errors(query: Query, replicated: Replicated) -> tuple[Finding, ...]:
     """
     _, mariadb, numbers = _version(query)
     variables = {str(row[0]): str(row[1]) for row in query("SHOW GLOBAL VARIABLES LIKE 'innodb_native_foreign_keys'")}
-    found = check_tables(query, replicated, variables, None if mariadb else numbers)
+    found = check_tables(query, replicated, variables, numbers, mariadb=mariadb)
     return tuple(finding for finding in found if finding.severity is Severity.ERROR)
 
 

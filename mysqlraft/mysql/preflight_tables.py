@@ -17,6 +17,9 @@ Replicated = Callable[[str, str], bool]
 CASCADES_LOGGED = (9, 6)
 """From this MySQL on, rows that a foreign key changes are in the binlog."""
 FUNCTIONAL_INDEXES = (8, 0, 13)
+GENERATED_NOT_LOGGED = (11, 8)
+"""From this MariaDB on (found with 11.8.9; 10.11 logs them), generated columns of rows that are changed or deleted are
+not in the binlog."""
 
 _OF_PERIODS = ("date", "datetime", "timestamp")
 _ZONE_CALLS = ("from_unixtime(", "'system\\'")
@@ -24,9 +27,9 @@ _CASCADING = ("CASCADE", "SET NULL", "SET DEFAULT")
 
 
 def check_tables(
-    query: Query, replicated: Replicated, variables: Mapping[str, str], mysql: tuple[int, ...] | None
+    query: Query, replicated: Replicated, variables: Mapping[str, str], version: tuple[int, ...], *, mariadb: bool
 ) -> Iterator[Finding]:
-    """``mysql``: its version, or None for MariaDB."""
+    """``version``: the server's."""
     tables = [
         (schema, table, engine)
         for schema, table, engine in query(
@@ -57,13 +60,15 @@ def check_tables(
                 (f"ALTER TABLE {identifier(schema, table)} ENGINE = InnoDB",),
             )
     yield from _primary_keys(query, names)
-    if mysql is not None and mysql >= FUNCTIONAL_INDEXES:
+    if not mariadb and version >= FUNCTIONAL_INDEXES:
         yield from _functional_indexes(query, names)
-    if mysql is None:
+    if mariadb:
         yield from _without_overlaps(query, names)
+        if version >= GENERATED_NOT_LOGGED:
+            yield from _generated_in_keys(query, names)
     else:
         yield from _generated_in_the_session(query, names)
-    logged = mysql is not None and mysql >= CASCADES_LOGGED and variables.get("innodb_native_foreign_keys") != "ON"
+    logged = not mariadb and version >= CASCADES_LOGGED and variables.get("innodb_native_foreign_keys") != "ON"
     if not logged:
         yield from _cascades(query, names)
 
@@ -127,6 +132,27 @@ def _functional_indexes(query: Query, tables: set[tuple[str, str]]) -> Iterator[
             f"{schema}.{table} has the unique index {index} on an expression",
             "its values are not in the row images, so two sites that write the same one would go unnoticed; a unique "
             "index on a stored generated column of the same expression is seen",
+            (f"ALTER TABLE {identifier(schema, table)} DROP INDEX {identifier(index)}",),
+        )
+
+
+def _generated_in_keys(query: Query, tables: set[tuple[str, str]]) -> Iterator[Finding]:
+    found = {
+        (schema, table, index): column
+        for schema, table, index, column in query(
+            "SELECT s.table_schema, s.table_name, s.index_name, s.column_name FROM information_schema.statistics s"
+            " JOIN information_schema.columns c USING (table_schema, table_name, column_name)"
+            " WHERE s.non_unique = 0 AND c.is_generated = 'ALWAYS'"
+        )
+        if (schema, table) in tables
+    }
+    for (schema, table, index), column in found.items():
+        yield Finding(
+            "generated_key",
+            Severity.ERROR,
+            f"{schema}.{table} has the unique index {index} with the generated column {column}",
+            "this MariaDB does not log it of a row that is changed or deleted, so two sites that write the same value "
+            "would go unnoticed; an index that is not unique may have it",
             (f"ALTER TABLE {identifier(schema, table)} DROP INDEX {identifier(index)}",),
         )
 

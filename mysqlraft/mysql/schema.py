@@ -180,10 +180,12 @@ def describe(query: Query, schema: str, table: str) -> TableDefinition | None:
     """The definition of a table; None if there is none of that name."""
     where = named("table_schema", schema, "table_name", table)
     collations = collation_numbers(query)
+    # Its VECTOR is a VARBINARY with functions of its own, and is that in the binlog.
+    mariadb = "mariadb" in str(query("SELECT VERSION()")[0][0]).lower()
     columns = tuple(
         ColumnDefinition(
             str(name),
-            str(data_type).lower(),
+            "varbinary" if mariadb and str(data_type).lower() == "vector" else str(data_type).lower(),
             _text(column_type),
             None if octets is None else int(octets),
             None if precision is None else int(precision),

@@ -26,7 +26,8 @@ Place = tuple[int, int]
 TableId = tuple[Any, ...]
 """A table's name, and its primary key's columns with their types."""
 PrimaryKey = tuple[bytes | None, ...]
-"""The values of the primary key's columns, in the order of the table, without length bytes."""
+"""The values of the primary key's columns, in the order of the table, without length bytes; as `brief` has them if one
+may be long."""
 RowId = tuple[TableId, PrimaryKey]
 
 _Keys = tuple[tuple[KeyPart, ...], ...]
@@ -215,6 +216,7 @@ def _compile(
     """A function that calls ``add(primary key before, primary key after, unique values after)`` for each row: None for
     an image that is not there, the values of all ``keys`` one after the other."""
     primary = [column.index for column in primary_key(table)]
+    shorten = "brief" if any(not 0 < column.size <= _BRIEF for column in primary_key(table)) else ""
     unique = [_index(table, part) for parts in keys for part in parts] if after is not None else []
     lines = ["def read(b, add):", " p, end = 0, len(b)", " while p < end:"]
     arguments = []
@@ -226,10 +228,10 @@ def _compile(
             name = table.columns[min(missing)].name
             raise RowsError(f"{table.schema}.{table.table}: column {name} of a key is not in the image")
         lines += walk_source(columns, wanted, side, "  ")
-        arguments.append("(" + "".join(f"k{index}{side}," for index in primary) + ")")
+        arguments.append(f"{shorten}((" + "".join(f"k{index}{side}," for index in primary) + "))")
     arguments.append("(" + "".join(f"k{index}y," for index in unique) + ")")
     lines += [f"  add({', '.join(arguments)})", " if p != end: raise IndexError"]
-    reader: _Reader = run(lines)["read"]
+    reader: _Reader = run(lines, brief=brief)["read"]
     return reader
 
 

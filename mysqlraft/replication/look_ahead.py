@@ -208,16 +208,20 @@ class LookAhead:
             self.close()
         if self._begun is None or since.place < self._begun:
             self.close()
-            self._begun = self._read_to = self._at = since.place
-            resume = since.resume
-            self._position = StreamPosition(resume.file, resume.offset, "", since.done, resume.identity)
+        elif self._dump is not None or since.place <= self._read_to:
+            return
+        # Without a connection nothing is read that lies before what is asked for: the server may not send it any more.
+        self._begun = self._read_to = self._at = since.place
+        resume = since.resume
+        self._position = StreamPosition(resume.file, resume.offset, "", since.done, resume.identity)
 
     def _try(self, since: _Since, read: Callable[[], None]) -> bool:
         for again in (True, False):
             try:
                 self._begin(since)
                 read()
-                self._unreachable_since = None
+                if self._dump is not None:
+                    self._unreachable_since = None
                 return True
             except _ERRORS as error:
                 self._lose(error)

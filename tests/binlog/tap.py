@@ -25,6 +25,11 @@ _KINDS = {
 }
 
 
+def logs_generated_columns(server: Server) -> bool:
+    """MariaDB 11.8 logs those of new rows only."""
+    return server.engine == "mysql" or server.installation.version < (11, 8, 0)
+
+
 def settings(server: Server) -> dict[str, Any]:
     """Keyword arguments of pymysql.connect for this server."""
     return {

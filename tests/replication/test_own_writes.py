@@ -7,13 +7,17 @@ and a conflict.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pymysql
 import pytest
 
+from mysqlraft.binlog.errors import ConnectionLost
+from mysqlraft.mysql.connection import StatementError
 from mysqlraft.replication import look_ahead
 from mysqlraft.replication.careful_lane import CarefulLane
 from mysqlraft.replication.entry import Flavour, Payload, PayloadKind, Position, decode
@@ -596,3 +600,43 @@ def test_another_server_has_taken_the_place_of_the_one_that_was_read() -> None:
     later = ahead.later_than(7, payload, 0)
     assert not later.reach("binlog.000001", 815)
     assert "another server" in ahead.problem
+
+
+class Unreachable:
+    """A dump connection that a server ends at once, over and over."""
+
+    mariadb = False
+
+    def __init__(self, asked: list[int]) -> None:
+        self._asked = asked
+
+    def start_at(self, file: str, offset: int) -> None:
+        self._asked.append(offset)
+        raise ConnectionLost("not under this gtid_mode")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_server_that_does_not_send_its_binlog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for next is asked for from its own place on, and no unit has a patience of its own."""
+    monkeypatch.setattr(look_ahead, "PATIENCE", 0.5)
+    asked: list[int] = []
+    tables = SimpleNamespace(source=SimpleNamespace(binlog_end=lambda: ("binlog.000001", 9000)))
+    ahead = LookAhead(lambda: cast(Any, Unreachable(asked)), lambda: 1, cast(Any, tables), lambda schema, table: True)
+    begun = time.monotonic()
+    refused = 0
+    for number in range(1, 60):
+        position = Position("binlog.000001", 100 * number, "", "1-1732793530")
+        payload = Payload(PayloadKind.UNITS, Flavour.MYSQL, 0, position, ("binlog.000001", 100 * number + 50))
+        later = ahead.later_than(number, payload, 0)
+        while True:
+            try:
+                assert not later.reach("binlog.000001", 9000)
+                break
+            except StatementError:
+                refused += 1
+                time.sleep(0.05)
+        assert asked[-1] == 100 * number
+    assert refused
+    assert time.monotonic() - begun < 10
