@@ -7,6 +7,7 @@ each table map. The local table may have more columns than the rows, at its end:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +71,10 @@ _INCOMPARABLE = frozenset(("vector",))
 """Types that the server refuses to compare with anything."""
 
 
+_COMPUTES_ITSELF = "11.8"
+"""The MariaDB that does. 10.11 leaves old values in stored ones, and breaks indexes on others."""
+
+
 _REMEDY = (
     "Stop the writers of the table, SET SESSION sql_log_bin = 0, make it here what it is in the rows, and reload; if a "
     "statement had changed it, change it again so, once all of the log is applied"
@@ -86,7 +91,7 @@ class LocalTable:
 
     ``completion``: what rows under this map lack of the table, if statements added it; ``unknown``: why that cannot be
     told, so that only rows that are deleted can be under this map. ``never_null``: columns that may be NULL in the rows
-    only.
+    only. ``not_computed``: generated columns that this server does not compute of rows without them.
     """
 
     map: TableMap
@@ -95,6 +100,7 @@ class LocalTable:
     completion: Completion | None = None
     unknown: str = ""
     never_null: frozenset[int] = frozenset()
+    not_computed: frozenset[int] = frozenset()
 
     def check(self) -> bytes:
         """A statement that fails if the table has got other columns since it was looked up: inside a transaction that
@@ -118,9 +124,21 @@ class LocalTable:
                 raise TableMismatch(self.unknown)
             if self.never_null:
                 self._refuse_nulls(change)
+            if self.not_computed:
+                self._refuse_rows_without(change)
         if self.completion is None:
             return ((None, change),)
         return self.completion.changes(self.map, change)
+
+    def _refuse_rows_without(self, change: Change) -> None:
+        _, columns = columns_of(self.map, change.kind, change.layout)
+        assert columns is not None
+        if missing := self.not_computed - {column.index for column in columns}:
+            raise TableMismatch(
+                f"{self.map.schema}.{self.map.table}: a row comes without the generated column "
+                f"{self.map.columns[min(missing)].name}, as MariaDB {_COMPUTES_ITSELF} and later log it, and this "
+                "server does not compute it. Upgrade the server, and start the daemon again"
+            )
 
     def _refuse_nulls(self, change: Change) -> None:
         _, columns = columns_of(self.map, change.kind, change.layout)
@@ -199,7 +217,18 @@ class LocalTables:
             completion, unknown = None, _unknown(rows, definition, error)
         pairs = zip(rows.columns, definition.columns, strict=False)
         never_null = frozenset(column.index for column, local in pairs if column.nullable and not local.nullable)
-        return LocalTable(rows, definition, keys, completion, unknown, never_null)
+        not_computed = frozenset(number for number, column in enumerate(definition.columns) if column.computed)
+        if not_computed and self._computes():
+            not_computed = frozenset()
+        not_computed = frozenset(number for number in not_computed if number < len(rows.columns))
+        return LocalTable(rows, definition, keys, completion, unknown, never_null, not_computed)
+
+    def _computes(self) -> bool:
+        """Whether the server computes generated columns, and what an index has of them, of rows without them."""
+        if not self.source.is_mariadb():
+            return True
+        numbers = re.findall(r"\d+", self.source.version().removeprefix("5.5.5-"))[:2]
+        return [int(number) for number in numbers] >= [int(number) for number in _COMPUTES_ITSELF.split(".")]
 
     def _completion(self, body: bytes, rows: TableMap, definition: TableDefinition) -> Completion | None:
         missing = definition.columns[len(rows.columns) :]

@@ -12,7 +12,7 @@ from mysqlraft.replication.additions import Additions
 from mysqlraft.replication.entry import Ddl, PayloadKind
 from mysqlraft.replication.short_rows import AddedValues
 from mysqlraft.sandbox.servers import Engine
-from tests.harness.pool import LendServers
+from tests.harness.pool import LendServers, ServerFactory
 from tests.replication.harness import SiteUnderTest, settle, wait_for
 from tests.replication.test_apply import cluster, same_everywhere, units_logged
 
@@ -62,6 +62,19 @@ def test_spellings_of_columns_and_their_defaults(servers: LendServers, first: in
         meanwhile(sites, first, added, rows)
         for site in sites:
             assert site.execute("SELECT a, b, c, d, e FROM s.t") == [("ab", 1e-5, -2500.0, "abc", 0.5)] * 2
+
+
+def test_names_in_other_letters_than_the_servers(server_factory: ServerFactory) -> None:
+    """lower_case_table_names=1: such a statement is about its table, and not about all of the schema."""
+    options = {"lower_case_table_names": "1"}
+    other = "CREATE TABLE s.other (id INT PRIMARY KEY)"
+    with cluster([server_factory(options=options), server_factory(options=options)], TABLE, other) as sites:
+        sites[0].execute("INSERT INTO s.t VALUES (1, 1, 'old')")
+        settle(sites)
+        statements = ("ALTER TABLE S.T ADD c INT NOT NULL DEFAULT 4", "ALTER TABLE S.T MODIFY v VARCHAR(120) FIRST")
+        meanwhile(sites, 1, statements, ["INSERT INTO s.other VALUES (1)"])
+        meanwhile(sites, 1, ["ALTER TABLE S.T ADD d INT NOT NULL DEFAULT 4"], ["UPDATE S.T SET u = 7"])
+        same_everywhere(sites, "s.other")
 
 
 def test_maintenance_beside_writers(servers: LendServers, engine: Engine) -> None:

@@ -8,9 +8,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from mysqlraft.binlog.key_source import ServerKeySource
+from mysqlraft.binlog.rows import layout_of
 from mysqlraft.binlog.tablemap import parse, widened
 from mysqlraft.mysql.schema import Query, TableDefinition, describe
 from mysqlraft.replication import tables as local_tables
+from mysqlraft.replication.entry import Change, ChangeKind
 from mysqlraft.replication.tables import LocalTables, TableMismatch, added_column
 from mysqlraft.sandbox.servers import Server
 from tests.replication.harness import run
@@ -55,6 +57,27 @@ def test_every_difference_is_named(server: Server) -> None:
                 with pytest.raises(TableMismatch, match="does not exist at this site"):
                     LocalTables(source).find(body)
         print(f"{server.engine}: {len(DIFFERENCES)} differences named")
+
+
+def test_rows_without_generated_columns(server: Server) -> None:
+    """MariaDB before 11.8 would leave old values in the table, and rows out of its indexes."""
+    with server.connect() as client, client.cursor() as cursor:
+        run(cursor, "CREATE DATABASE s", "CREATE TABLE s.t (id INT PRIMARY KEY, a INT, g INT AS (a + 1) STORED)")
+        begin = here(server)
+        run(cursor, "INSERT INTO s.t (id) VALUES (1)")
+        (body,) = record(server, begin)[0].tables
+    with closing(ServerKeySource(lambda: connection(server))) as source:
+        local = LocalTables(source).find(body)
+        columns = local.map.columns
+        for kind in (ChangeKind.WRITE, ChangeKind.UPDATE, ChangeKind.DELETE):
+            whole = Change(0, kind, layout_of(local.map, kind, columns, columns), 0, b"")
+            assert list(local.fitting(whole)) == [(None, whole)]
+            short = Change(0, kind, layout_of(local.map, kind, columns[:2], columns[:2]), 0, b"")
+            if kind is ChangeKind.DELETE or server.engine == "mysql" or server.installation.version >= (11, 8, 0):
+                assert list(local.fitting(short)) == [(None, short)]
+            else:
+                with pytest.raises(TableMismatch, match="without the generated column g"):
+                    local.fitting(short)
 
 
 def test_another_primary_key_is_a_difference(server: Server) -> None:
