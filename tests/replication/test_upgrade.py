@@ -195,7 +195,7 @@ def test_a_site_of_the_version_before_goes_on(server: Server, engine: Engine, tm
         server,
         *SCHEMA_1,
         f"INSERT INTO mysqlraft.progress VALUES (1, {before.applied}, 0x{before.state.hex()}, 0x{before.intent.hex()})",
-        f"CREATE DATABASE s CHARACTER SET utf8mb4 COLLATE utf8mb4_{'0900_ai_ci' if engine == 'mysql' else 'general_ci'}",
+        f"CREATE DATABASE s COLLATE utf8mb4_{'0900_ai_ci' if engine == 'mysql' else 'general_ci'}",
         "CREATE TABLE s.t (id INT PRIMARY KEY, v VARCHAR(500))",
         "INSERT INTO s.t VALUES (1, 'one'), (2, 'two')",
     )
