@@ -111,7 +111,7 @@ class ServerKeySource:
             if error.args and error.args[0] in _GONE:
                 return frozenset()
             raise
-        return frozenset(str(row[0]) for row in columns if str(row[_EXTRA]).endswith(" GENERATED"))
+        return frozenset(str(row[0]) for row in columns if " GENERATED" in str(row[_EXTRA]))
 
     def fold(self, collation: int) -> Fold:
         return self.collations.fold(collation)

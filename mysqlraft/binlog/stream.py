@@ -486,7 +486,8 @@ class TransactionStream:
         middle = start + table.layout_bytes[kind == 1]
         images = unpack(event[middle:]) if compressed else event[middle:]
         count = sum(1 for _ in split(table.parsed, kind, event[start:middle], images))
-        self._cursor.end(self._group)  # the event itself may not say where it ends
+        if self.end_of(event) is None:
+            self._cursor.end(self._group)  # the nearest place that is known
         self._left_out(table.name, count, self._cursor.file, self._outer_end or self._cursor.end(event))
 
     def _partial_update(self, event: bytes) -> None:

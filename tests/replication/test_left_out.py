@@ -160,7 +160,7 @@ def test_columns_that_the_server_fills_are_in_whole_rows(server: Server) -> None
         server,
         "CREATE DATABASE d",
         "CREATE TABLE d.t (id INT PRIMARY KEY, a INT, p INT GENERATED ALWAYS AS (a + 1) STORED,"
-        " q INT GENERATED ALWAYS AS (a + 2) VIRTUAL, r INT DEFAULT 5 INVISIBLE, u INT AS (a + 3) VIRTUAL)",
+        " q INT GENERATED ALWAYS AS (a + 2) VIRTUAL INVISIBLE, r INT DEFAULT 5 INVISIBLE, u INT AS (a + 3) VIRTUAL)",
     )
     if logs_generated_columns(server):
         run(server, "ALTER TABLE d.t ADD UNIQUE (u)")
