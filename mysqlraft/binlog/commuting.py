@@ -114,7 +114,7 @@ def change_commutes(reader: Reader) -> bool:
         if reader.word() in ("INDEX", "KEY", "FULLTEXT", "SPATIAL"):
             skip_change(reader)
             return True
-        if reader.word() in ("UNIQUE", "PRIMARY", "CONSTRAINT", "FOREIGN", "CHECK", "PARTITION", "PERIOD", "SYSTEM"):
+        if reader.word() in NO_COLUMN:
             return False
         reader.take("COLUMN")
         if reader.take("("):
@@ -159,7 +159,7 @@ def _option(reader: Reader) -> bool:
 
 
 def _columns(reader: Reader) -> bool:
-    """Takes columns in parentheses, of which the first has been taken."""
+    """Takes columns in parentheses, of which the opening one has been taken."""
     while reader.word() not in NO_COLUMN and _column(reader):
         if reader.take(")"):
             return True
@@ -231,7 +231,7 @@ def constant(reader: Reader) -> bool:
 
 
 def skip_change(reader: Reader, closing: str = ",") -> None:
-    """Goes to the next comma outside parentheses, to the ``closing`` one of those around, or to the end."""
+    """Goes to the next comma outside parentheses, to a ``closing`` word outside them, or to the end."""
     depth = 0
     while reader.at < len(reader.tokens):
         word = reader.word()

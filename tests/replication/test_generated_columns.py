@@ -18,7 +18,7 @@ TABLE = (
 
 
 def all_computed(site: SiteUnderTest) -> None:
-    """What is stored, in the table and in its indexes, is what the row's other columns give."""
+    """The table and its indexes hold what the row's other columns give."""
     rows = site.execute("SELECT id, a, v, st, i FROM s.g ORDER BY id")
     assert rows == [(key, a, a + 1, a + 2, a + 3) for key, a, *_ in rows]
     for index, column, more in (("i", "i", 3), ("st", "st", 2)):

@@ -619,7 +619,7 @@ class Unreachable:
 
 
 def test_a_server_that_does_not_send_its_binlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked for next is asked for from its own place on, and no unit has a patience of its own."""
+    """The look ahead reads for the next unit from that unit's place on, and all units share one patience."""
     monkeypatch.setattr(look_ahead, "PATIENCE", 0.5)
     asked: list[int] = []
     tables = SimpleNamespace(source=SimpleNamespace(binlog_end=lambda: ("binlog.000001", 9000)))
