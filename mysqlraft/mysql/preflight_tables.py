@@ -19,7 +19,7 @@ CASCADES_LOGGED = (9, 6)
 FUNCTIONAL_INDEXES = (8, 0, 13)
 GENERATED_NOT_LOGGED = (11, 8)
 """From this MariaDB on (found with 11.8.9; 10.11 logs them), generated columns of rows that are changed or deleted are
-not in the binlog."""
+not in the binlog. It computes them where it applies such rows; servers before it do not."""
 
 _OF_PERIODS = ("date", "datetime", "timestamp")
 _ZONE_CALLS = ("from_unixtime(", "'system\\'")

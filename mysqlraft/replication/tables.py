@@ -31,6 +31,7 @@ from mysqlraft.binlog.tablemap import (
     widened,
 )
 from mysqlraft.mysql.finding import identifier
+from mysqlraft.mysql.preflight_tables import GENERATED_NOT_LOGGED
 from mysqlraft.mysql.schema import ColumnDefinition, TableDefinition, describe
 from mysqlraft.replication.entry import Change, ChangeKind
 from mysqlraft.replication.short_rows import AddedValues, Completion, UnknownValue
@@ -69,10 +70,6 @@ _GEOMETRIES = frozenset(
 
 _INCOMPARABLE = frozenset(("vector",))
 """Types that the server refuses to compare with anything."""
-
-
-_COMPUTES_ITSELF = "11.8"
-"""The MariaDB that does. 10.11 leaves old values in stored ones, and breaks indexes on others."""
 
 
 _REMEDY = (
@@ -133,10 +130,11 @@ class LocalTable:
     def _refuse_rows_without(self, change: Change) -> None:
         _, columns = columns_of(self.map, change.kind, change.layout)
         assert columns is not None
+        since = ".".join(map(str, GENERATED_NOT_LOGGED))
         if missing := self.not_computed - {column.index for column in columns}:
             raise TableMismatch(
                 f"{self.map.schema}.{self.map.table}: a row comes without the generated column "
-                f"{self.map.columns[min(missing)].name}, as MariaDB {_COMPUTES_ITSELF} and later log it, and this "
+                f"{self.map.columns[min(missing)].name}, as MariaDB {since} and later log it, and this "
                 "server does not compute it. Upgrade the server, and start the daemon again"
             )
 
@@ -224,11 +222,12 @@ class LocalTables:
         return LocalTable(rows, definition, keys, completion, unknown, never_null, not_computed)
 
     def _computes(self) -> bool:
-        """Whether the server computes generated columns, and what an index has of them, of rows without them."""
+        """Whether the server computes generated columns, and what an index has of them, of rows without them. MariaDB
+        10.11 leaves old values in stored ones, and breaks indexes on others."""
         if not self.source.is_mariadb():
             return True
-        numbers = re.findall(r"\d+", self.source.version().removeprefix("5.5.5-"))[:2]
-        return [int(number) for number in numbers] >= [int(number) for number in _COMPUTES_ITSELF.split(".")]
+        numbers = re.findall(r"\d+", self.source.version().removeprefix("5.5.5-"))
+        return tuple(map(int, numbers[:2])) >= GENERATED_NOT_LOGGED
 
     def _completion(self, body: bytes, rows: TableMap, definition: TableDefinition) -> Completion | None:
         missing = definition.columns[len(rows.columns) :]
