@@ -81,6 +81,10 @@ log = logging.getLogger(__name__)
 BATCH_ROWS = 2000
 BATCH_BYTES = 4 << 20
 BATCH_ENTRIES = 1000
+GATHER_ENTRIES = 64
+GATHER_ROWS = 256
+"""While more entries wait, an idle server is sent this much at once, or more: a transaction for each of them would cost
+more than it does."""
 YIELD_AFTER = 30.0
 ROW_ERRORS = 10
 """How often in a row a batch may fail on rows that the careful lane has just looked at: the application races it."""
@@ -465,7 +469,7 @@ class Applier:
                 or builder.bytes >= self._batch_bytes
                 or builder.entries >= BATCH_ENTRIES
                 or self._one_by_one_until
-                or (builder.writes and self._server_is_idle())
+                or (builder.writes and self._gathered(builder) and self._server_is_idle())
             ):
                 self._dispatch(builder.take())
             if self._one_by_one_until:
@@ -474,6 +478,10 @@ class Applier:
         if builder.entries:
             self._dispatch(builder.take())
         self._complete()
+
+    def _gathered(self, builder: BatchBuilder) -> bool:
+        """Whether the batch holds all that has arrived, or enough for a transaction."""
+        return not self._waiting or builder.entries >= GATHER_ENTRIES or builder.rows >= GATHER_ROWS
 
     def _server_is_idle(self) -> bool:
         """Whether the last batch is in. What is ready then leaves, even while more arrives: else a machine that is just
