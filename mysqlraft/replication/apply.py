@@ -2,7 +2,7 @@
 
 One thread (`Applier.run`). While the server executes a batch the next one is decoded, certified, merged and encoded;
 its statements leave as soon as the answer to the one before is in. A lone entry is a batch of its own and takes one
-round trip; what has arrived while a batch was on its way goes together into the next.
+round trip. Entries that wait go together into one batch.
 
 Exactly once: the progress row moves with the rows in one transaction. When a COMMIT is lost on the way, the next
 session, which is fenced (`apply_session`), reads the progress row: the batch is either there or is written again.
@@ -83,8 +83,8 @@ BATCH_BYTES = 4 << 20
 BATCH_ENTRIES = 1000
 GATHER_ENTRIES = 64
 GATHER_ROWS = 256
-"""While more entries wait, an idle server is sent this much at once, or more: a transaction for each of them would cost
-more than it does."""
+"""While more entries wait, an idle server gets a batch when it has this many entries or rows. A smaller one would spend
+more on its commit than on its rows."""
 YIELD_AFTER = 30.0
 ROW_ERRORS = 10
 """How often in a row a batch may fail on rows that the careful lane has just looked at: the application races it."""
@@ -480,12 +480,12 @@ class Applier:
         self._complete()
 
     def _gathered(self, builder: BatchBuilder) -> bool:
-        """Whether the batch holds all that has arrived, or enough for a transaction."""
+        """Whether the batch is worth a transaction: nothing more waits, or it is large enough. It leaves then even
+        while entries arrive: a machine that reads them just as fast as they come would otherwise never write any."""
         return not self._waiting or builder.entries >= GATHER_ENTRIES or builder.rows >= GATHER_ROWS
 
     def _server_is_idle(self) -> bool:
-        """Whether the last batch is in. What is ready then leaves, even while more arrives: else a machine that is just
-        as quick at reading entries as they come would never write any."""
+        """Whether the last batch is in."""
         return self._on_the_way is None or (self._session is not None and self._session.answered())
 
     def _patience(self, builder: BatchBuilder) -> float:

@@ -453,6 +453,36 @@ def test_many_large_conflicts_in_one_batch(servers: LendServers) -> None:
         assert all(16000 < length < 16500 for length in lengths)
 
 
+def test_a_backlog_of_conflicts_takes_few_transactions(servers: LendServers) -> None:
+    """Two sites write one row again and again; each transaction is an entry of its own, and all of them wait."""
+    with cluster(servers(2), capture={"mark_seconds": 600}) as sites:
+        sites[0].execute("INSERT INTO s.t VALUES (1, 1, 'first')")
+        settle(sites)
+        for site in sites:
+            site.link.hold()
+        for number in range(150):
+            for site in sites:
+                site.execute(f"UPDATE s.t SET v = '{site.number}-{number}' WHERE id = 1")
+        wait_for(lambda: all(site.link.units_kept >= 150 for site in sites), 30, sites)
+        for site in sites:
+            site.link.limit = len(site.log.entries)
+            site.wait_applied(site.link.limit)
+        for site in sites:
+            site.link.release()
+        before = [(site.applier.status.index, site.applier.status.transactions) for site in sites]
+        for site in sites:
+            site.link.limit = None
+        for site, (index, transactions) in zip(sites, before, strict=True):
+            site.wait_applied()
+            entries = site.applier.status.index - index
+            transactions = site.applier.status.transactions - transactions
+            assert entries > 200
+            assert transactions <= entries / 10, (site, entries, transactions)
+        settle(sites)
+        same_everywhere(sites, "s.t")
+        assert sites[0].execute("SELECT COUNT(*) FROM mysqlraft.conflicts")[0][0] > 0
+
+
 def test_a_large_state_is_written_in_pieces(server: Server) -> None:
     state = random.Random(1).randbytes(1000)
     with closing(Session(server.connect)) as session:
