@@ -70,6 +70,31 @@ def _is_among(name: tuple[str, str], changed: Collection[tuple[str, str | None]]
     return (schema, table) in changed or (schema, None) in changed
 
 
+def _missing(table: tablemap.TableMap, columns: Sequence[tablemap.Column] | None) -> set[str]:
+    """The names of the table's columns that an image lacks; none if there is no image."""
+    if columns is None or len(columns) == len(table.columns):
+        return set()
+    present = {column.index for column in columns}
+    return {column.name for column in table.columns if column.index not in present}
+
+
+def _leaves_out_generated(
+    table: tablemap.TableMap, before: Sequence[tablemap.Column] | None, after: Sequence[tablemap.Column] | None
+) -> bool:
+    """Whether nothing but the generated columns can be missing, whatever has become of the table since.
+
+    No other `binlog_row_image` than FULL writes such rows: MINIMAL and FULL_NODUP write unequal images or none but the
+    primary key, NOBLOB leaves out columns of the BLOB family alone.
+    """
+    if before is None or (after is not None and after != before):
+        return False
+    key = {index for index, _ in table.primary_key}
+    present = {column.index for column in before}
+    return not present <= key and all(
+        column.index in present or column.type not in tablemap.BLOBS for column in table.columns
+    )
+
+
 def _is_keyless(table: tablemap.TableMap) -> bool:
     return table.named and not table.primary_key
 
@@ -183,16 +208,16 @@ class MappedTables:
         """
         assert table.keys is not None
         try:
-            for columns in columns_of(table.parsed, kind, layout):
-                if columns is not None and len(columns) < len(table.parsed.columns):
-                    present = {column.index for column in columns}
-                    missing = {column.name for column in table.parsed.columns if column.index not in present}
-                    if missing := missing - self._source.generated_columns(*table.name):
-                        raise BinlogError(
-                            f"{'.'.join(table.name)}: rows were written while binlog_row_image was not FULL, so the "
-                            f"binlog lacks column {min(missing)}: SET GLOBAL binlog_row_image = 'FULL', and in every "
-                            "session"
-                        )
+            before, after = columns_of(table.parsed, kind, layout)
+            missing = _missing(table.parsed, before) | _missing(table.parsed, after)
+            if missing and not _leaves_out_generated(table.parsed, before, after):
+                missing -= self._source.generated_columns(*table.name)
+                if missing:
+                    raise BinlogError(
+                        f"{'.'.join(table.name)}: rows were written while binlog_row_image was not FULL, so the "
+                        f"binlog lacks column {min(missing)}: SET GLOBAL binlog_row_image = 'FULL', and in every "
+                        "session"
+                    )
             slicer = compile_slicer(table.parsed, kind, layout, table.keys, self._source)
         except RowsError as error:
             raise BinlogError(str(error)) from None

@@ -75,9 +75,9 @@ _FIXED = {
     _T.YEAR: 1,
 }
 _FRACTIONAL = {_T.TIMESTAMP2: 4, _T.DATETIME2: 5, _T.TIME2: 3}
-_BLOBS = frozenset((_T.BLOB, _T.BLOB_COMPRESSED, _T.JSON, _T.GEOMETRY, _T.VECTOR))
+BLOBS = frozenset((_T.BLOB, _T.BLOB_COMPRESSED, _T.JSON, _T.GEOMETRY, _T.VECTOR))
 _META_BYTES = (
-    dict.fromkeys((_T.FLOAT, _T.DOUBLE, *_FRACTIONAL, *_BLOBS), 1)
+    dict.fromkeys((_T.FLOAT, _T.DOUBLE, *_FRACTIONAL, *BLOBS), 1)
     | dict.fromkeys((_T.VARCHAR, _T.VARCHAR_COMPRESSED, _T.VAR_STRING, _T.BIT, _T.NEWDECIMAL, _T.STRING), 2)
     | dict.fromkeys((_T.ENUM, _T.SET), 2)
 )
@@ -338,7 +338,7 @@ def _shapes(schema: str, table: str, types: bytes, meta: bytes) -> Iterator[tupl
         elif kind in _FRACTIONAL:
             scale = m[0]
             size = _FRACTIONAL[kind] + (scale + 1) // 2
-        elif kind in _BLOBS:
+        elif kind in BLOBS:
             prefix = m[0]
         elif kind in (_T.VARCHAR, _T.VARCHAR_COMPRESSED, _T.VAR_STRING):
             size = m[0] | m[1] << 8

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mysqlraft.replication.capture import CaptureState, position_now
+from mysqlraft.sandbox.servers import Server
 from tests.harness.pool import LendServers
+from tests.replication.capture_rig import capturing, run
 from tests.replication.harness import SiteUnderTest, settle, wait_for
 from tests.replication.test_apply import same_everywhere, units_logged
 from tests.replication.test_own_writes import held_back, hold
@@ -67,3 +70,57 @@ def test_each_server_computes_them(servers: LendServers) -> None:
                 (9, 31, 3),
             ]
             all_computed(site)
+
+
+@pytest.mark.parametrize("change", ["DROP TABLE s.g", "ALTER TABLE s.g DROP COLUMN v, DROP COLUMN st, DROP COLUMN i"])
+def test_they_are_gone_when_the_rows_are_captured(servers: LendServers, change: str) -> None:
+    """A daemon that was down while an application changed rows and then dropped the table, or the columns."""
+    with held_back(servers(2), TABLE) as (one, two):
+        one.execute("INSERT INTO s.g (id, a, u) VALUES (1, 10, 1), (2, 20, 2), (3, 30, 3)")
+        settle([one, two])
+        one.stop()
+        one.execute(
+            "UPDATE s.g SET a = a + 1 WHERE id < 3",
+            "UPDATE s.g SET id = 9 WHERE id = 3",
+            "DELETE FROM s.g WHERE id = 1",
+            "INSERT INTO s.g (id, a, u) VALUES (4, 40, 4)",
+            change,
+            "CREATE TABLE s.later (id INT PRIMARY KEY)",
+            "INSERT INTO s.later VALUES (1)",
+        )
+        one.start()
+        settle([one, two])
+        same_everywhere([one, two], "s.later")
+        if change.startswith("ALTER"):
+            same_everywhere([one, two], "s.g")
+            assert two.execute("SELECT * FROM s.g ORDER BY id") == [(2, 21, 2), (4, 40, 4), (9, 30, 3)]
+        else:
+            assert two.execute("SHOW TABLES IN s") == [("later",)]
+
+
+@pytest.mark.parametrize("image", ["MINIMAL", "NOBLOB"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE s.g SET a = 11",
+        "UPDATE s.g SET a = 11, b = 'y'",
+        "UPDATE s.g SET id = 2",
+        "UPDATE s.g SET id = 2, a = 11",
+        "DELETE FROM s.g",
+    ],
+)
+def test_columns_that_another_row_image_leaves_out_are_not_taken_for_them(
+    server: Server, image: str, statement: str
+) -> None:
+    run(
+        server,
+        "CREATE DATABASE s",
+        "CREATE TABLE s.g (id INT PRIMARY KEY, a INT, v INT AS (a + 1) VIRTUAL, b TEXT)",
+        "INSERT INTO s.g (id, a, b) VALUES (1, 10, 'x')",
+    )
+    with server.connect() as connection:
+        now = position_now(connection)
+    run(server, f"SET SESSION binlog_row_image = {image}", statement, "DROP TABLE s.g")
+    with capturing(server, CaptureState(now, (now.file, now.offset), 0)) as rig:
+        rig.wait(lambda: rig.error is not None)
+        assert "binlog_row_image was not FULL" in str(rig.error)
