@@ -81,10 +81,11 @@ def _missing(table: tablemap.TableMap, columns: Sequence[tablemap.Column] | None
 def _leaves_out_generated(
     table: tablemap.TableMap, before: Sequence[tablemap.Column] | None, after: Sequence[tablemap.Column] | None
 ) -> bool:
-    """Whether nothing but the generated columns can be missing, whatever has become of the table since.
+    """Whether the rows can lack nothing but generated columns. The images decide, as the table may be gone by now.
 
-    No other `binlog_row_image` than FULL writes such rows: MINIMAL and FULL_NODUP write unequal images or none but the
-    primary key, NOBLOB leaves out columns of the BLOB family alone.
+    Both images have the same columns, more than the primary key, and all of the BLOB family. Only the
+    `binlog_row_image` FULL writes such rows: MINIMAL writes the primary key alone, or images that differ; FULL_NODUP
+    writes images that differ; NOBLOB leaves out only columns of the BLOB family.
     """
     if before is None or (after is not None and after != before):
         return False

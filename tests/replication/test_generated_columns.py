@@ -73,7 +73,7 @@ def test_each_server_computes_them(servers: LendServers) -> None:
 
 
 @pytest.mark.parametrize("change", ["DROP TABLE s.g", "ALTER TABLE s.g DROP COLUMN v, DROP COLUMN st, DROP COLUMN i"])
-def test_they_are_gone_when_the_rows_are_captured(servers: LendServers, change: str) -> None:
+def test_rows_are_carried_whose_generated_columns_are_gone(servers: LendServers, change: str) -> None:
     """A daemon that was down while an application changed rows and then dropped the table, or the columns."""
     with held_back(servers(2), TABLE) as (one, two):
         one.execute("INSERT INTO s.g (id, a, u) VALUES (1, 10, 1), (2, 20, 2), (3, 30, 3)")
@@ -109,7 +109,7 @@ def test_they_are_gone_when_the_rows_are_captured(servers: LendServers, change: 
         "DELETE FROM s.g",
     ],
 )
-def test_columns_that_another_row_image_leaves_out_are_not_taken_for_them(
+def test_rows_of_another_row_image_are_refused_once_the_table_is_gone(
     server: Server, image: str, statement: str
 ) -> None:
     run(
